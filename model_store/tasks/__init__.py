@@ -1,0 +1,1 @@
+"""One module per task family: text -> features, logits -> answer. Trainer and server share them."""
