@@ -1,0 +1,287 @@
+"""The grouped-bmm route: packed rows, one scratch of keys and values per bucket, two bmm and one softmax.
+
+No padded batch and no concatenation per row: the prefix of a bucket is written once into the scratch, and each
+row only overwrites the tail. Plain torch, so it serves any device and dtype; made for CPUs.
+It refuses to know autograd, validation, and why the rows were put into these buckets.
+
+Every bmm takes whole rows with all their heads, and how a row is cut into blocks of queries depends on its own
+shape only, so a row's numbers do not depend on the rows it shares a batch with.
+
+Shape letters: T packed tokens, S slots, H heads, N pool tokens, P prefix tokens, L own tokens of each row of a
+bucket, J = P + L keys, I queries of a block, G rows computed at once, D head dim, B buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from prefixbank.kernels.plan import Bucket, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+BLOCK_SCORES = 1 << 19
+"""Scores of one block: 2 MiB in fp32, about what stays in a core's own cache between the two bmm."""
+LEAST_QUERIES = 64
+"""A block of a long row has at least this many queries, so that its bmm is not all overhead."""
+
+
+class Group(NamedTuple):
+    """A bucket and where its prefix lies in this layer's pool."""
+
+    bucket: Bucket
+    start: int
+    prefix: int
+    """P of this layer."""
+
+    @property
+    def keys(self) -> int:
+        return self.prefix + self.bucket.length
+
+
+class View(NamedTuple):
+    """What every query of the batch is told: its scale, and which own keys it may see."""
+
+    scale: float
+    mode: Mode
+    window: int
+
+
+class Rows(NamedTuple):
+    """Some rows of a bucket, computed at once."""
+
+    begin: int
+    length: int
+    spacing: int
+    num_rows: int
+
+    def of(self, x_TH: Tensor) -> Tensor:
+        """View [T, H, ...] as [G, H, ..., L]."""
+        return x_TH[self.begin : self.begin + self.spacing * (self.num_rows - 1) + self.length].unfold(
+            0, self.length, self.spacing
+        )
+
+    def heads_first(self, x_THD: Tensor) -> Tensor:
+        """View [T, H, D] as [G, H, L, D]."""
+        return self.of(x_THD).transpose(2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """The keys (or values) of the rows at hand, contiguous: bf16 bmm loses a third of its speed to gaps."""
+
+    pool_HND: Tensor
+    own_THD: Tensor
+    flat: Tensor
+
+    @classmethod
+    def over(cls, pool_HND: Tensor, own_THD: Tensor, groups: Sequence[Group]) -> Scratch:
+        heads, _, dim = pool_HND.shape
+        most = max((g.keys * rows_at_once(g, heads) for g in groups), default=0)
+        return cls(pool_HND, own_THD, own_THD.new_empty(most * heads * dim, dtype=compute_dtype(own_THD)))
+
+    def view(self, group: Group, count: int) -> Tensor:
+        heads, _, dim = self.pool_HND.shape
+        return self.flat[: count * heads * group.keys * dim].view(count, heads, group.keys, dim)
+
+    def write_prefix(self, group: Group) -> None:
+        if group.prefix:
+            lent_HPD = self.pool_HND[:, group.start : group.start + group.prefix]
+            self.view(group, rows_at_once(group, lent_HPD.shape[0]))[:, :, : group.prefix] = lent_HPD
+
+    def with_own(self, group: Group, rows: Rows) -> Tensor:
+        """Overwrite the tail with the rows' own tokens, and return all as [G * H, J, D]."""
+        view = self.view(group, rows.num_rows)
+        view[:, :, group.prefix :] = rows.heads_first(self.own_THD)
+        return view.flatten(0, 1)
+
+
+def forward(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    pool_k_HND: Tensor,
+    pool_v_HND: Tensor,
+    slot_start_S: Tensor,
+    slot_length_S: Tensor,
+    bucket_B6: Tensor,
+    view: View,
+    *,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the output [T, H, D] and, `with_lse`, the log-sum-exp [T, H] (else [0, H])."""
+    groups = read_groups(bucket_B6, slot_start_S, slot_length_S)
+    covered = sum(g.bucket.length * g.bucket.num_rows for g in groups)
+    tokens, heads, _ = q_THD.shape
+    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    lse_TH = q_THD.new_empty((tokens if with_lse else 0, heads), dtype=softmax_dtype(q_THD))
+    if covered < tokens:
+        out_THD.zero_()
+        lse_TH.fill_(-math.inf)
+    keys, values = Scratch.over(pool_k_HND, k_THD, groups), Scratch.over(pool_v_HND, v_THD, groups)
+    for group in groups:
+        keys.write_prefix(group)
+        values.write_prefix(group)
+        for rows in chunks(group, heads):
+            k_GHJD, v_GHJD = keys.with_own(group, rows), values.with_own(group, rows)
+            q_GHLD, o_GHLD = rows.heads_first(q_THD), rows.heads_first(out_THD)
+            for block in query_blocks(group, heads):
+                s = scores(q_GHLD[:, :, block], k_GHJD, group, block, view)
+                p = torch.softmax(s, -1, dtype=lse_TH.dtype)
+                o_GHLD[:, :, block] = torch.bmm(p.to(v_GHJD.dtype), v_GHJD).view(o_GHLD[:, :, block].shape)
+                if with_lse:
+                    # The largest probability is 1 / (the softmax's denominator relative to the largest score).
+                    lse = s.amax(-1).to(p.dtype) - p.amax(-1).log()
+                    rows.of(lse_TH)[:, :, block] = lse.view(rows.num_rows, heads, -1)
+    return out_THD, lse_TH
+
+
+def read_groups(bucket_B6: Tensor, slot_start_S: Tensor, slot_length_S: Tensor) -> list[Group]:
+    """Join the buckets with this layer's slot table."""
+    slots = bucket_B6[:, 0].to(slot_start_S.device)
+    starts = slot_start_S.index_select(0, slots).tolist()
+    lengths = slot_length_S.index_select(0, slots).tolist()
+    buckets = map(Bucket._make, bucket_B6.tolist())
+    return [Group(*joined) for joined in zip(buckets, starts, lengths, strict=True)]
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the bmm: CPUs have no fast fp16, so fp32 there is both faster and closer."""
+    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+
+
+def softmax_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def rows_at_once(group: Group, heads: int) -> int:
+    fit = BLOCK_SCORES // (heads * group.bucket.length * group.keys)
+    return min(max(fit, 1), group.bucket.num_rows)
+
+
+def chunks(group: Group, heads: int) -> Iterator[Rows]:
+    """Cut a bucket into runs of rows whose scores fit a block."""
+    step, bucket = rows_at_once(group, heads), group.bucket
+    for first in range(0, bucket.num_rows, step):
+        count = min(step, bucket.num_rows - first)
+        yield Rows(bucket.begin + first * bucket.spacing, bucket.length, bucket.spacing, count)
+
+
+def query_blocks(group: Group, heads: int) -> Iterator[slice]:
+    """Cut the queries of a row; depends on the row's own shape only."""
+    fit = BLOCK_SCORES // (heads * group.keys)
+    step = max(fit // LEAST_QUERIES * LEAST_QUERIES, LEAST_QUERIES)
+    for first in range(0, group.bucket.length, step):
+        yield slice(first, min(first + step, group.bucket.length))
+
+
+def scores(q_GHID: Tensor, k_GHJD: Tensor, group: Group, block: slice, view: View) -> Tensor:
+    """Return the masked, scaled scores [G * H, I, J] in the bmm's dtype."""
+    q = q_GHID.flatten(0, 1).to(k_GHJD.dtype)
+    s = torch.baddbmm(q.new_empty(1, 1, 1), q, k_GHJD.mT, beta=0, alpha=view.scale)
+    if view.mode != Mode.FULL or view.window:
+        s[:, :, group.prefix :].masked_fill_(hidden_own(group.bucket, block, view, s.device), -math.inf)
+    return s
+
+
+def hidden_own(bucket: Bucket, block: slice, view: View, device: torch.device) -> Tensor:
+    """Say which own key (column) is hidden from which query of the block (row): bool [I, L]."""
+    key = torch.arange(bucket.length, dtype=torch.int32, device=device)
+    ahead = key - key[block, None]
+    hidden = ahead > (bucket.length if view.mode == Mode.FULL else 0)
+    if view.mode == Mode.PREFIX_LM:
+        hidden &= key >= bucket.context
+    return hidden | (ahead.abs() > view.window) if view.window else hidden
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for."""
+
+    q: bool
+    k: bool
+    v: bool
+    pool_k: bool
+    pool_v: bool
+
+
+def backward(
+    d_out_THD: Tensor,
+    d_lse_TH: Tensor,
+    out_THD: Tensor,
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    pool_k_HND: Tensor,
+    pool_v_HND: Tensor,
+    slot_start_S: Tensor,
+    slot_length_S: Tensor,
+    bucket_B6: Tensor,
+    view: View,
+    needs: Needs,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v, pool_k, pool_v; one that is not needed is an empty tensor.
+
+    The rows of a slot are summed in the order of the buckets, so the same batch gives the same bits.
+    """
+    groups = read_groups(bucket_B6, slot_start_S, slot_length_S)
+    heads, wide = q_THD.shape[1], softmax_dtype(q_THD)
+    delta_TH = (d_out_THD.to(wide) * out_THD.to(wide)).sum(-1) - d_lse_TH
+    d_q, d_k, d_v = (
+        torch.zeros_like(x, memory_format=torch.contiguous_format) if need else x.new_empty(0)
+        for x, need in zip((q_THD, k_THD, v_THD), needs[:3], strict=True)
+    )
+    d_pool_k, d_pool_v = (
+        torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) if need else x.new_empty(0, dtype=wide)
+        for x, need in zip((pool_k_HND, pool_v_HND), needs[3:], strict=True)
+    )
+    keys, values = Scratch.over(pool_k_HND, k_THD, groups), Scratch.over(pool_v_HND, v_THD, groups)
+    into_keys, into_values = Sums(d_k, d_pool_k), Sums(d_v, d_pool_v)
+    for group in groups:
+        keys.write_prefix(group)
+        values.write_prefix(group)
+        for rows in chunks(group, heads):
+            k_GHJD, v_GHJD = keys.with_own(group, rows), values.with_own(group, rows)
+            q_GHLD, do_GHLD, delta_GHL = rows.heads_first(q_THD), rows.heads_first(d_out_THD), rows.of(delta_TH)
+            for block in query_blocks(group, heads):
+                p = torch.softmax(scores(q_GHLD[:, :, block], k_GHJD, group, block, view), -1, dtype=wide)
+                do = do_GHLD[:, :, block].flatten(0, 1).to(v_GHJD.dtype)
+                into_values.add(group, rows, p.to(do.dtype), do)
+                if not (needs.q or needs.k or needs.pool_k):
+                    continue
+                dp = torch.bmm(do, v_GHJD.mT).to(wide)
+                ds = (dp - delta_GHL[:, :, block].flatten(0, 1)[..., None]).mul_(p).mul_(view.scale).to(do.dtype)
+                into_keys.add(group, rows, ds, q_GHLD[:, :, block].flatten(0, 1).to(do.dtype))
+                if needs.q:
+                    d_q_GHID = rows.heads_first(d_q)[:, :, block]
+                    d_q_GHID.copy_(torch.bmm(ds, k_GHJD).view(d_q_GHID.shape))
+    return d_q, d_k, d_v, d_pool_k.to(pool_k_HND.dtype), d_pool_v.to(pool_v_HND.dtype)
+
+
+class Sums(NamedTuple):
+    """Where the gradient of the keys (or of the values) is summed: own tokens apart from the pool."""
+
+    own_THD: Tensor
+    """[0] when not needed."""
+    pool_HND: Tensor
+    """[0] when not needed."""
+
+    def add(self, group: Group, rows: Rows, weights_GHIJ: Tensor, x_GHID: Tensor) -> None:
+        """Add weights^T x, computing only the columns of keys that are needed."""
+        first = 0 if self.pool_HND.numel() else group.prefix
+        stop = group.keys if self.own_THD.numel() else group.prefix
+        if first >= stop:
+            return
+        sums_GHJD = torch.bmm(weights_GHIJ[:, :, first:stop].mT, x_GHID).view(
+            rows.num_rows, -1, stop - first, x_GHID.shape[-1]
+        )
+        if self.own_THD.numel():
+            rows.heads_first(self.own_THD).add_(sums_GHJD[:, :, group.prefix - first :])
+        if self.pool_HND.numel() and group.prefix:
+            lent = slice(group.start, group.start + group.prefix)
+            self.pool_HND[:, lent] += sums_GHJD[:, :, : group.prefix].sum(0, dtype=self.pool_HND.dtype)
