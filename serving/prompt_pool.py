@@ -1,0 +1,314 @@
+"""PromptPool: the device memory for prefixes and heads, managed by bytes.
+
+One arena of keys and one of values shared by all layers, one arena of head rows. A slot is a contiguous run of the
+first two with all prompted layers of one prompt back to back, and a run of the third. A leased slot stays; the least
+recently used of the others goes when room is needed. What is freed cannot be read: its slot's lengths are zero.
+It refuses to know tasks, tenants, stores, batches and metrics, and belongs to one thread.
+
+Shape letters: L layers, H heads, N pool tokens, D head dim, S slots, Q head rows, M model width, W tokens of a run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+import torch
+
+from prefixbank.kernels.plan import NO_PROMPT_SLOT, LayerPrefix
+from prefixbank.model_store.errors import PromptTooLarge
+from prefixbank.serving.runs import Run, Runs, widest_gap
+from prefixbank.serving.staging import ALIGNMENT, aligned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+    from prefixbank.model_store.task_prompt import BackboneRef
+    from prefixbank.serving.staging import StagedPrompt
+
+MAX_SLOTS = 65_536
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """Where one resident prompt lies. Only the pool changes it, and never while it is leased."""
+
+    number: int
+    """Index into the slot tables."""
+    revision: str
+    prefix: Run
+    """Tokens of the K/V arenas."""
+    head: Run
+    """Rows of the head arena: the classifier, then an own pooler."""
+    layers: tuple[int, ...]
+    prefix_length: int
+    num_classes: int
+    num_leases: int = 0
+
+    @property
+    def pooler_start(self) -> int:
+        """First row of an own pooler."""
+        return self.head.start + self.num_classes
+
+
+class PoolState(NamedTuple):
+    """What the pool holds and has done since it was made."""
+
+    num_resident: int
+    bytes_resident: int
+    hits: int
+    misses: int
+    evictions: Counter[str]
+    """By reason: "room" or "dropped"."""
+
+
+class PromptPool:
+    """Prefixes and heads on one device within `budget_bytes`, of which `head_share` is for heads."""
+
+    def __init__(
+        self,
+        backbone: BackboneRef,
+        budget_bytes: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        head_share: float = 0.25,
+    ) -> None:
+        layers, heads, dim, width = backbone.num_layers, backbone.num_heads, backbone.head_dim, backbone.width
+        self._token_bytes = 2 * heads * dim * dtype.itemsize
+        self._row_bytes = 4 * (width + 1)
+        prefix_bytes = int(budget_bytes * (1 - head_share))
+        num_tokens = max(prefix_bytes // self._token_bytes // ALIGNMENT, 1) * ALIGNMENT
+        num_rows = max(int(budget_bytes * head_share) // self._row_bytes, 1)
+        num_slots = min(num_rows + 1, MAX_SLOTS)
+
+        self._k_HND = torch.zeros(heads, num_tokens, dim, dtype=dtype, device=device)
+        self._v_HND = torch.zeros_like(self._k_HND)
+        self.head_rows_QM = torch.zeros(num_rows, width, dtype=torch.float32, device=device)
+        self.head_bias_Q = torch.zeros(num_rows, dtype=torch.float32, device=device)
+        self._start_LS = torch.zeros(layers, num_slots, dtype=torch.int32, device=device)
+        self._length_LS = torch.zeros_like(self._start_LS)
+        self.layer_prefixes = [
+            LayerPrefix(self._k_HND, self._v_HND, start_S, length_S)
+            for start_S, length_S in zip(self._start_LS, self._length_LS, strict=True)
+        ]
+
+        self._tokens = Runs(num_tokens)
+        self._rows = Runs(num_rows)
+        self._numbers = [number for number in range(num_slots - 1, -1, -1) if number != NO_PROMPT_SLOT]
+        self._slots: OrderedDict[str, Slot] = OrderedDict()  # least recently used first
+        self._hits = self._misses = 0
+        self._evictions: Counter[str] = Counter()
+
+    def __contains__(self, revision: str) -> bool:
+        return revision in self._slots
+
+    def check_fits(self, prompt: StagedPrompt) -> None:
+        """Raise PromptTooLarge when even an empty pool could not hold the prompt. Safe from any thread."""
+        for needed, capacity, unit in (
+            (prompt.num_tokens, self._tokens.capacity, "prefix tokens"),
+            (prompt.num_rows, self._rows.capacity, "head rows"),
+        ):
+            if needed > capacity:
+                raise PromptTooLarge(f"the prompt needs {needed} {unit} of pool memory, and the pool has {capacity}")
+
+    def lease(self) -> Lease:
+        """An empty lease: hold slots through it, and release it when the batch is done."""
+        return Lease(self)
+
+    def can_admit(self, prompt: StagedPrompt) -> bool:
+        """Whether the prompt would fit after evicting every slot that is not leased."""
+        leased = [slot for slot in self._slots.values() if slot.num_leases]
+        return (
+            len(leased) < self._start_LS.shape[1] - 1
+            and prompt.num_tokens <= widest_gap([slot.prefix for slot in leased], self._tokens.capacity)
+            and prompt.num_rows <= widest_gap([slot.head for slot in leased], self._rows.capacity)
+        )
+
+    def admit(self, revision: str, prompt: StagedPrompt) -> Slot:
+        """Copy a prompt into the pool, evicting as needed; `can_admit` has been asked."""
+        assert revision not in self._slots, f"{revision} is admitted twice. This is a bug."
+        self._make_room(prompt)
+        slot = Slot(
+            self._numbers.pop(),
+            revision,
+            self._tokens.take(prompt.num_tokens),
+            self._rows.take(prompt.num_rows),
+            prompt.layers,
+            prompt.prefix_length,
+            prompt.num_classes,
+        )
+        self._k_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.k_HWD, non_blocking=True)
+        self._v_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.v_HWD, non_blocking=True)
+        self.head_rows_QM[slot.head.start : slot.head.end].copy_(prompt.rows_QM, non_blocking=True)
+        self.head_bias_Q[slot.head.start : slot.head.end].copy_(prompt.bias_Q, non_blocking=True)
+        self._write_tables(slot, prompt.prefix_length)
+        self._slots[revision] = slot
+        return slot
+
+    def resident(self, revision: str) -> Slot | None:
+        """The slot of a revision, now the most recently used; None when it is not resident."""
+        slot = self._slots.get(revision)
+        if slot is None:
+            self._misses += 1
+            return None
+        self._hits += 1
+        self._slots.move_to_end(revision)
+        return slot
+
+    def carries(self, slot: Slot) -> bool:
+        """Whether the slot is still the home of its revision."""
+        return self._slots.get(slot.revision) is slot
+
+    def drop(self, revision: str) -> bool:
+        """Evict a revision that is no longer wanted; False when it is leased and has to be dropped later."""
+        slot = self._slots.get(revision)
+        if slot is None:
+            return True
+        if slot.num_leases:
+            return False
+        self._evict(slot, "dropped")
+        return True
+
+    @property
+    def is_fragmented(self) -> bool:
+        """Less than half of the free memory is in one piece."""
+        return any(runs.largest_free * 2 < runs.num_free for runs in (self._tokens, self._rows))
+
+    def compact_step(self) -> bool:
+        """Move one slot into the gap before it; False when nothing (more) can be moved."""
+        return self._move_prefix() or self._move_head()
+
+    def state(self) -> PoolState:
+        tokens = self._tokens.capacity - self._tokens.num_free
+        rows = self._rows.capacity - self._rows.num_free
+        num_bytes = tokens * self._token_bytes + rows * self._row_bytes
+        return PoolState(len(self._slots), num_bytes, self._hits, self._misses, self._evictions.copy())
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when books, tables and memory disagree."""
+        slots = list(self._slots.values())
+        _check_runs([slot.prefix for slot in slots], self._tokens)
+        _check_runs([slot.head for slot in slots], self._rows)
+        numbers = [*(slot.number for slot in slots), *self._numbers, NO_PROMPT_SLOT]
+        assert sorted(numbers) == list(range(self._start_LS.shape[1])), (
+            "slot numbers are lost or shared. This is a bug."
+        )
+        length_LS = torch.zeros_like(self._length_LS)
+        for slot in slots:
+            assert slot.num_leases >= 0, "a slot is released more often than leased. This is a bug."
+            for part, layer in enumerate(slot.layers):
+                length_LS[layer, slot.number] = slot.prefix_length
+                start = slot.prefix.start + part * aligned(slot.prefix_length)
+                assert self._start_LS[layer, slot.number] == start or not slot.prefix_length, "a table is wrong"
+                pad = slice(start + slot.prefix_length, start + aligned(slot.prefix_length))
+                assert not self._k_HND[:, pad].any(), "the pad tokens of a slot are not zero. This is a bug."
+                assert not self._v_HND[:, pad].any(), "the pad tokens of a slot are not zero. This is a bug."
+        assert torch.equal(length_LS, self._length_LS), "a length of the tables is not its slot's. This is a bug."
+
+    def _make_room(self, prompt: StagedPrompt) -> None:
+        while not (self._numbers and self._tokens.can_take(prompt.num_tokens) and self._rows.can_take(prompt.num_rows)):
+            victim = next((slot for slot in self._slots.values() if not slot.num_leases), None)
+            assert victim is not None, "nothing is left to evict, and can_admit was not heeded. This is a bug."
+            self._evict(victim, "room")
+
+    def _evict(self, slot: Slot, reason: str) -> None:
+        del self._slots[slot.revision]
+        self._length_LS[:, slot.number] = 0
+        self._tokens.give_back(slot.prefix)
+        self._rows.give_back(slot.head)
+        self._numbers.append(slot.number)
+        self._evictions[reason] += 1
+
+    def _write_tables(self, slot: Slot, prefix_length: int) -> None:
+        columns_2L = torch.zeros(2, self._start_LS.shape[0], dtype=torch.int32)
+        for part, layer in enumerate(slot.layers):
+            columns_2L[0, layer] = slot.prefix.start + part * aligned(prefix_length)
+            columns_2L[1, layer] = prefix_length
+        self._start_LS[:, slot.number] = columns_2L[0].to(self._start_LS.device)
+        self._length_LS[:, slot.number] = columns_2L[1].to(self._length_LS.device)
+
+    def _move_prefix(self) -> bool:
+        slot = _behind_gap(self._slots.values(), self._tokens, "prefix")
+        if slot is None:
+            return False
+        old = slot.prefix
+        self._tokens.give_back(old)
+        slot.prefix = new = self._tokens.take(old.length)
+        for arena_HND in (self._k_HND, self._v_HND):
+            arena_HND[:, new.start : new.end] = arena_HND[:, old.start : old.end].clone()
+        self._write_tables(slot, slot.prefix_length)
+        return True
+
+    def _move_head(self) -> bool:
+        slot = _behind_gap(self._slots.values(), self._rows, "head")
+        if slot is None:
+            return False
+        old = slot.head
+        self._rows.give_back(old)
+        slot.head = new = self._rows.take(old.length)
+        for arena in (self.head_rows_QM, self.head_bias_Q):
+            arena[new.start : new.end] = arena[old.start : old.end].clone()
+        return True
+
+
+class Lease:
+    """A held right to some slots: while held they are neither evicted nor moved. A context manager."""
+
+    def __init__(self, pool: PromptPool) -> None:
+        self._pool = pool
+        self._held: dict[str, tuple[Slot, int]] = {}  # revision -> its slot, and the number it had
+
+    def can_hold(self, revision: str, prompt: StagedPrompt) -> bool:
+        """Whether `hold` would succeed now."""
+        return revision in self._held or revision in self._pool or self._pool.can_admit(prompt)
+
+    def hold(self, revision: str, prompt: StagedPrompt) -> Slot:
+        """The revision's slot, made resident if it is not; `can_hold` has been asked."""
+        if revision in self._held:
+            return self._held[revision][0]
+        slot = self._pool.resident(revision) or self._pool.admit(revision, prompt)
+        slot.num_leases += 1
+        self._held[revision] = (slot, slot.number)
+        return slot
+
+    def verify(self) -> None:
+        """Assert that each held slot still carries the revision it was leased for."""
+        for revision, (slot, number) in self._held.items():
+            assert slot.revision == revision, f"the slot of {revision} carries {slot.revision}. This is a bug."
+            assert slot.number == number, f"the leased slot of {revision} has moved. This is a bug."
+            assert self._pool.carries(slot), f"the leased slot of {revision} was given away. This is a bug."
+
+    def release(self) -> None:
+        for slot, _ in self._held.values():
+            slot.num_leases -= 1
+        self._held.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+def _check_runs(held: list[Run], runs: Runs) -> None:
+    """Held and free runs together cover every unit exactly once."""
+    pieces = sorted([*(run for run in held if run.length), *runs.free])
+    cursor = 0
+    for run in pieces:
+        assert run.start == cursor, f"{run} begins where {cursor} was expected. This is a bug."
+        cursor = run.end
+    assert cursor == runs.capacity, f"the runs end at {cursor} of {runs.capacity}. This is a bug."
+
+
+def _behind_gap(slots: Iterable[Slot], runs: Runs, part: Literal["prefix", "head"]) -> Slot | None:
+    """The slot whose run begins where the first free run ends; None at the end of memory or when it is leased."""
+    gap = runs.first_free
+    if gap is None:
+        return None
+    behind = (slot for slot in slots if getattr(slot, part).length and getattr(slot, part).start == gap.end)
+    slot = next(behind, None)
+    return slot if slot is not None and not slot.num_leases else None
