@@ -16,15 +16,27 @@
         NoSuchTask / NoSuchAlias / NoSuchRevision
         RevisionInUse                an alias points at what was to be deleted
         NothingToRollBack            the alias has no earlier revision
+        NoSuchStore                  there is no store at this path
         StoreCorrupt                 the folder is not a store, or not one this version reads
+        SymlinkInStore               a folder below the store's root is a link, and may lead out of it
       ArtifactError                a published prompt is not what it claims (one class per lie)
         MissingFile, UnexpectedFile, SymlinkInArtifact, FileTooLarge
-        ManifestUnreadable, ManifestInvalid, UnsupportedSchema
-        TensorFileUnreadable, TensorFileTruncated, TensorMissing, TensorUnexpected
-        WrongShape, WrongDtype, NotFinite, DigestMismatch
+        UnsupportedSchema
+        ManifestUnreadable
+          DuplicateKey, NestedTooDeep
+        ManifestInvalid
+          LabelsMismatch, LayersMismatch, PoolerMismatch
+        TensorFileUnreadable
+          TensorLayoutInvalid          overlap, hole, or an extent that is not the shape's
+        TensorFileTruncated, TensorFileOverlong, TensorMissing, TensorUnexpected
+        WrongShape, WrongDtype, DigestMismatch
+        NotFinite
+          OverflowsHalf                finite as stored, infinite in fp16
       BackboneError                the frozen encoder and the prompt, or the code, do not fit
         UnsupportedBackbone          an architecture that does not route through the attention seam
         BackboneMismatch             a prompt made for another backbone
+        UnsupportedFamily            a task family that this version does not serve or train
+        NonFiniteLogits              the forward gave NaN or infinity
       TrainingError                a training run cannot go on
         InvalidRecipe                a recipe field is wrong
         InvalidData                  a row of a data set is wrong: file and line are named
@@ -116,8 +128,16 @@ class NothingToRollBack(StoreError):
     """The alias has no earlier revision that still exists."""
 
 
+class NoSuchStore(StoreError):
+    """There is no store at this path."""
+
+
 class StoreCorrupt(StoreError):
     """The folder is not a store, or one of another version."""
+
+
+class SymlinkInStore(StoreError):
+    """A folder or file below the store's root is a link, and may lead out of it."""
 
 
 class ArtifactError(PrefixbankError):
@@ -144,8 +164,28 @@ class ManifestUnreadable(ArtifactError):
     """The manifest is not UTF-8 JSON."""
 
 
+class DuplicateKey(ManifestUnreadable):
+    """A JSON object names a key twice, so two readers may see two values."""
+
+
+class NestedTooDeep(ManifestUnreadable):
+    """The JSON nests deeper than any honest manifest."""
+
+
 class ManifestInvalid(ArtifactError):
     """The manifest breaks its schema, or its fields contradict each other."""
+
+
+class LabelsMismatch(ManifestInvalid):
+    """The labels are not unique, or not as many as the family takes."""
+
+
+class LayersMismatch(ManifestInvalid):
+    """The prompted layers are not ascending, not the backbone's, or do not agree with the prefix length."""
+
+
+class PoolerMismatch(ManifestInvalid):
+    """The head's pooler, its activation and the task family do not agree."""
 
 
 class UnsupportedSchema(ArtifactError):
@@ -156,8 +196,16 @@ class TensorFileUnreadable(ArtifactError):
     """The tensor file's header is not a safetensors header."""
 
 
+class TensorLayoutInvalid(TensorFileUnreadable):
+    """The tensors' extents overlap, leave a hole, or do not hold their shapes."""
+
+
 class TensorFileTruncated(ArtifactError):
-    """The tensor file's size is not what its header promises."""
+    """The tensor file is shorter than its header or manifest promises."""
+
+
+class TensorFileOverlong(ArtifactError):
+    """The tensor file is longer than its header or manifest promises."""
 
 
 class TensorMissing(ArtifactError):
@@ -180,6 +228,10 @@ class NotFinite(ArtifactError):
     """A tensor holds NaN or infinity."""
 
 
+class OverflowsHalf(NotFinite):
+    """A tensor holds a number that is infinite in half precision."""
+
+
 class DigestMismatch(ArtifactError):
     """The bytes do not hash to what names them."""
 
@@ -194,6 +246,14 @@ class UnsupportedBackbone(BackboneError):
 
 class BackboneMismatch(BackboneError):
     """The prompt was made for another backbone."""
+
+
+class UnsupportedFamily(BackboneError):
+    """A task family that this version does not serve or train."""
+
+
+class NonFiniteLogits(BackboneError):
+    """The forward gave NaN or infinity: no answer is better than a wrong one."""
 
 
 class TrainingError(PrefixbankError):

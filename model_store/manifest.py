@@ -1,0 +1,243 @@
+"""Manifest: everything an artifact says about itself, and every way in which it may contradict itself.
+
+It knows each field and limit of `docs/artifact-format.md`. It refuses to know folders and tensors' bytes, and so
+loads without torch.
+
+Shape letters: N prompted layers, H heads, P prefix tokens, D head dim, M model width, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from math import prod
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefixbank.model_store import strict_json
+from prefixbank.model_store.errors import (
+    LabelsMismatch,
+    LayersMismatch,
+    ManifestInvalid,
+    ManifestUnreadable,
+    PoolerMismatch,
+    UnsupportedSchema,
+)
+from prefixbank.model_store.task_prompt import (
+    BackboneRef,
+    HeadSpec,
+    Pooler,
+    Preprocessing,
+    Provenance,
+    TaskFamily,
+)
+
+SCHEMA_VERSION = 1
+
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_TENSOR_FILE_BYTES = 4 << 30
+MAX_PREFIX_LENGTH = 65_536
+MAX_LABELS = 65_536
+MAX_LABEL_CHARS = 1_000
+MAX_LAYERS = 1_024
+MAX_HEADS = 1_024
+MAX_HEAD_DIM = 8_192
+MAX_WIDTH = 131_072
+MAX_POSITION_OFFSET = 65_536
+
+KV = "prefix.kv"
+WEIGHT = "head.weight"
+BIAS = "head.bias"
+POOLER_WEIGHT = "head.pooler.weight"
+POOLER_BIAS = "head.pooler.bias"
+
+DtypeName = Literal["F32", "F16", "BF16"]
+ITEM_BYTES: dict[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
+
+_FIXED_NUM_LABELS = {TaskFamily.QUESTION_ANSWERING: 2, TaskFamily.MULTIPLE_CHOICE: 1}
+"""Start and end of a span; one score per choice. Other families take any number of labels."""
+_POOLED_FAMILIES = {TaskFamily.TEXT_CLASSIFICATION, TaskFamily.MULTIPLE_CHOICE}
+
+
+class TensorSpec(NamedTuple):
+    """What a tensor must be, by the manifest's other fields."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorEntry(_Part):
+    """One tensor as the manifest's table lists it."""
+
+    dtype: DtypeName
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class TensorFileEntry(_Part):
+    """The tensor file as the manifest pins it."""
+
+    num_bytes: Annotated[int, Field(ge=8, le=MAX_TENSOR_FILE_BYTES)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS)]
+
+
+class Manifest(_Part):
+    """`manifest.json`. `TaskPrompt` documents the fields that the two share."""
+
+    schema_version: Literal[1]
+    family: TaskFamily
+    labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=MAX_LABELS)]
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LAYERS)]
+    prefix_length: Annotated[int, Field(ge=0, le=MAX_PREFIX_LENGTH)]
+    position_offset: Annotated[int, Field(ge=0, le=MAX_POSITION_OFFSET)]
+    head: HeadSpec
+    preprocessing: Preprocessing
+    backbone: BackboneRef
+    metrics: dict[str, float]
+    provenance: Provenance
+    tensors: dict[str, TensorEntry]
+    tensor_file: TensorFileEntry
+
+    def implied_tensors(self) -> dict[str, TensorSpec]:
+        """Name to dtype and shape of every tensor, from the fields that are not the table itself."""
+        classes, width, ref = len(self.labels), self.backbone.width, self.backbone
+        specs = {WEIGHT: TensorSpec("F32", (classes, width)), BIAS: TensorSpec("F32", (classes,))}
+        if self.layers:
+            listed = self.tensors.get(KV)
+            shape = (len(self.layers), 2, ref.num_heads, self.prefix_length, ref.head_dim)
+            specs[KV] = TensorSpec(listed.dtype if listed else "F32", shape)
+        if self.head.pooler is Pooler.OWN:
+            specs[POOLER_WEIGHT] = TensorSpec("F32", (width, width))
+            specs[POOLER_BIAS] = TensorSpec("F32", (width,))
+        return specs
+
+    def to_bytes(self) -> bytes:
+        """The one spelling of this manifest: sorted keys, two spaces, UTF-8."""
+        fields = self.model_dump(mode="json")
+        try:
+            text = json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+            return text.encode("utf-8") + b"\n"
+        except ValueError as error:
+            raise ManifestInvalid(f"the manifest cannot be said in JSON: {error}") from error
+
+
+def parse_manifest(raw: bytes) -> Manifest:
+    """The manifest spelled by `raw`, true to the schema and to itself.
+
+    Raises:
+        ManifestUnreadable, ManifestInvalid, UnsupportedSchema: or a subclass, naming what is wrong.
+    """
+    fields = strict_json.parse(raw, "the manifest")
+    if not isinstance(fields, dict):
+        raise ManifestUnreadable(f"the manifest is a JSON {type(fields).__name__}, not an object")
+    _check_schema_version(fields)
+    try:
+        manifest = Manifest.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        raise ManifestInvalid(f"the manifest breaks its schema: {_first_complaint(error)}") from error
+    check_consistency(manifest)
+    return manifest
+
+
+def build_manifest(fields: dict[str, Any]) -> Manifest:
+    """The manifest of `fields`, checked as one that was read.
+
+    Raises:
+        ManifestInvalid: or a subclass, naming what is wrong.
+    """
+    try:
+        manifest = Manifest.model_validate(fields)
+    except ValidationError as error:
+        raise ManifestInvalid(f"the prompt breaks the manifest's schema: {_first_complaint(error)}") from error
+    check_consistency(manifest)
+    return manifest
+
+
+def check_consistency(manifest: Manifest) -> None:
+    """Refuse a manifest whose fields are each well-formed and together a lie."""
+    _check_backbone(manifest.backbone)
+    _check_labels(manifest)
+    _check_layers(manifest)
+    _check_pooler(manifest)
+    _check_table(manifest)
+
+
+def _check_schema_version(fields: dict[str, Any]) -> None:
+    found = fields.get("schema_version")
+    if type(found) is not int:
+        raise ManifestInvalid("the manifest has no integer schema_version")
+    if found != SCHEMA_VERSION:
+        raise UnsupportedSchema(f"the manifest is of schema version {found}; this code reads {SCHEMA_VERSION}")
+
+
+def _first_complaint(error: ValidationError) -> str:
+    """Where and what, without the offending input, which may be megabytes."""
+    complaint = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(step)[:80] for step in complaint["loc"]) or "(top)"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {complaint['msg'][:200]}{more}"
+
+
+def _check_backbone(ref: BackboneRef) -> None:
+    limits = {"num_layers": MAX_LAYERS, "num_heads": MAX_HEADS, "head_dim": MAX_HEAD_DIM, "width": MAX_WIDTH}
+    for name, limit in limits.items():
+        if getattr(ref, name) > limit:
+            raise ManifestInvalid(f"backbone.{name} is {getattr(ref, name)}, more than {limit}")
+
+
+def _check_labels(manifest: Manifest) -> None:
+    labels = manifest.labels
+    if len(set(labels)) != len(labels):
+        [(twice, count)] = Counter(labels).most_common(1)
+        raise LabelsMismatch(f"the label {twice[:80]!r} occurs {count} times")
+    wanted = _FIXED_NUM_LABELS.get(manifest.family, len(labels))
+    if len(labels) != wanted:
+        raise LabelsMismatch(f"{manifest.family} takes {wanted} labels, not {len(labels)}")
+
+
+def _check_layers(manifest: Manifest) -> None:
+    layers, num_layers = manifest.layers, manifest.backbone.num_layers
+    if any(low >= high for low, high in pairwise(layers)):
+        raise LayersMismatch("the prompted layers are not strictly ascending")
+    if layers and layers[-1] >= num_layers:
+        raise LayersMismatch(f"layer {layers[-1]} is prompted; the backbone has layers 0 to {num_layers - 1}")
+    if bool(layers) != bool(manifest.prefix_length):
+        raise LayersMismatch(f"{len(layers)} prompted layers with a prefix of {manifest.prefix_length} tokens")
+
+
+def _check_pooler(manifest: Manifest) -> None:
+    head = manifest.head
+    if (head.pooler is Pooler.OWN) != (head.activation is not None):
+        raise PoolerMismatch(f"pooler {head.pooler.value!r} with activation {head.activation!r}")
+    if head.pooler is not Pooler.NONE and manifest.family not in _POOLED_FAMILIES:
+        raise PoolerMismatch(f"{manifest.family} reads every token and takes no pooler, not {head.pooler.value!r}")
+
+
+def _check_table(manifest: Manifest) -> None:
+    implied = manifest.implied_tensors()
+    listed = {name: TensorSpec(entry.dtype, entry.shape) for name, entry in manifest.tensors.items()}
+    for name in sorted(implied.keys() | listed.keys()):
+        if implied.get(name) != listed.get(name):
+            raise ManifestInvalid(
+                f"tensors.{name[:80]}: the table says {_said(listed.get(name))}, "
+                f"the other fields imply {_said(implied.get(name))}"
+            )
+    num_bytes = sum(spec.num_bytes for spec in implied.values())
+    if manifest.tensor_file.num_bytes < num_bytes:
+        raise ManifestInvalid(f"tensor_file.num_bytes {manifest.tensor_file.num_bytes} cannot hold {num_bytes}")
+
+
+def _said(spec: TensorSpec | None) -> str:
+    return f"{spec.dtype}{list(spec.shape)}" if spec else "nothing"
