@@ -51,9 +51,11 @@ class TokenClassificationParameters(RequestParameters):
     """Between words in the text that `start` and `end` refer to; a space when absent."""
 
     @model_validator(mode="after")
-    def _stride_needs_entities(self) -> TokenClassificationParameters:
+    def _agree(self) -> TokenClassificationParameters:
         if self.stride is not None and self.aggregation_strategy == "none":
             raise ValueError("stride needs an aggregation_strategy other than none")
+        if self.stride is not None and self.truncation:
+            raise ValueError("stride takes the whole text, truncation cuts it: wanted one of them")
         if self.delimiter is not None and not self.is_split_into_words:
             raise ValueError("delimiter needs is_split_into_words")
         return self
