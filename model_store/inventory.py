@@ -15,6 +15,7 @@ from prefixbank.model_store.address import Address, is_name, is_revision
 from prefixbank.model_store.alias import AliasRecord
 from prefixbank.model_store.errors import ArtifactError, StoreCorrupt, SymlinkInStore
 from prefixbank.model_store.layout import ALIAS_SUFFIX
+from prefixbank.model_store.plain_file import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from prefixbank.model_store.layout import StoreLayout
     from prefixbank.model_store.manifest import Manifest
-
-MAX_RECORD_BYTES = 1 << 20
-"""Of an alias record or the generation file; both are far smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +106,6 @@ def alias_or_none(path: Path) -> AliasRecord | None:
         return None
 
 
-def generation_of(layout: StoreLayout) -> int:
-    """The store's generation; 0 before the first change. Raises `StoreCorrupt`."""
-    try:
-        raw = read_small(layout.generation)
-    except FileNotFoundError:
-        return 0
-    digits = raw.strip()
-    if not digits.isdigit() or len(digits) > 18:
-        raise StoreCorrupt(f"{layout.generation} holds {raw[:40]!r}, not a number")
-    return int(digits)
-
-
 def task_record(layout: StoreLayout, address: Address) -> TaskRecord:
     """Aliases and revisions of a task; what is broken is said in the record, not raised."""
     aliases, faults = {}, []
@@ -143,32 +129,6 @@ def folders(parent: Path) -> list[str]:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def read_small(path: Path) -> bytes:
-    """The bytes of a small file that is no link.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StoreCorrupt, SymlinkInStore: it is too large, or no plain file.
-    """
-    try:
-        file_fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):
-        raise
-    except OSError as error:
-        if path.is_symlink():
-            raise SymlinkInStore(f"{path} is a link; a store has none below its root") from error
-        raise StoreCorrupt(f"{path} cannot be opened: {error.strerror}") from error
-    try:
-        raw = os.read(file_fd, MAX_RECORD_BYTES)
-    except OSError as error:
-        raise StoreCorrupt(f"{path} cannot be read: {error.strerror}") from error
-    finally:
-        os.close(file_fd)
-    if len(raw) == MAX_RECORD_BYTES:
-        raise StoreCorrupt(f"{path} has {MAX_RECORD_BYTES} bytes or more")
-    return raw
 
 
 def _revision_record(layout: StoreLayout, address: Address, revision: str) -> RevisionRecord | None:

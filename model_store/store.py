@@ -13,24 +13,25 @@ import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from prefixbank.model_store import alias as alias_rules
-from prefixbank.model_store import durable, inventory
-from prefixbank.model_store.address import LIVE, Address, check_name, is_revision, is_revision_prefix
+from prefixbank.model_store import durable, generation, inventory
+from prefixbank.model_store.address import LIVE, Address, is_revision, is_revision_prefix
+from prefixbank.model_store.alias_files import AliasFiles
 from prefixbank.model_store.errors import (
     ArtifactError,
     MissingFile,
-    NoSuchAlias,
     NoSuchRevision,
     NoSuchStore,
+    NoSuchTask,
     NothingToRollBack,
     RevisionInUse,
 )
 from prefixbank.model_store.layout import make_layout, open_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from prefixbank.model_store.alias import AliasRecord
     from prefixbank.model_store.artifact import SealedArtifact
@@ -44,21 +45,6 @@ STAGING_AGE_S = 3600.0
 """What lies in `.staging` for longer was left by a process that died."""
 
 
-class _Signature(NamedTuple):
-    """What changes when an alias is replaced: writers keep `modified_ns` ascending."""
-
-    modified_ns: int
-    changed_ns: int
-    inode: int
-    num_bytes: int
-
-
-class _Seen(NamedTuple):
-    path: str
-    signature: _Signature
-    revision: str
-
-
 class PromptStore:
     """A prompt store in the folder `root`, made if there is none. Threads and processes may share it."""
 
@@ -68,7 +54,7 @@ class PromptStore:
             self._layout = open_layout(Path(root))
         except NoSuchStore:
             self._layout = make_layout(Path(root))
-        self._seen: dict[tuple[Address, str], _Seen] = {}
+        self._aliases = AliasFiles(self._layout)
 
     @classmethod
     def existing(cls, root: Path | str) -> PromptStore:
@@ -104,9 +90,13 @@ class PromptStore:
         Raises:
             NoSuchTask, NoSuchRevision, ArtifactError: there is nothing fit to point at.
         """
-        check_name("alias", alias)
         self.load(address, revision)
-        self._move_alias(address, alias, lambda record: alias_rules.promoted(record, revision, _now()))
+
+        def point(record: AliasRecord | None) -> AliasRecord:
+            self._check_revision(address, revision)  # it may have been deleted since it was read
+            return alias_rules.promoted(record, revision, _now())
+
+        self._aliases.move(address, alias, point)
 
     def rollback(self, address: Address, alias: str = LIVE) -> str:
         """Point `alias` where it pointed before, at the last revision that still exists; return that.
@@ -115,7 +105,6 @@ class PromptStore:
             NothingToRollBack: there is no earlier one.
             ArtifactError: the earlier one is broken; the alias stays.
         """
-        check_name("alias", alias)
 
         def earlier(record: AliasRecord | None) -> AliasRecord:
             if record is None:
@@ -124,7 +113,7 @@ class PromptStore:
             self.load(address, back.revision)
             return back
 
-        return self._move_alias(address, alias, earlier).revision
+        return self._aliases.move(address, alias, earlier).revision
 
     def resolve(self, address: Address, alias: str = LIVE) -> str:
         """The revision that `alias` points at now: exact at the moment of the call, one `stat` when unchanged.
@@ -133,10 +122,7 @@ class PromptStore:
             NoSuchTask, NoSuchAlias: there is none.
             StoreCorrupt, SymlinkInStore: there is something else.
         """
-        seen = self._seen.get((address, alias))
-        if seen is not None and _signature_or_none(seen.path) == seen.signature:
-            return seen.revision
-        return self._read_alias(address, alias)
+        return self._aliases.resolve(address, alias)
 
     def load(self, address: Address, revision: str) -> TaskPrompt:
         """The prompt of a revision, rehashed and checked.
@@ -173,9 +159,12 @@ class PromptStore:
         return inventory.tasks_of(self._layout)
 
     def show(self, address: Address) -> TaskRecord:
-        """Aliases and revisions of a task; raises `NoSuchTask`."""
+        """Aliases and revisions of a task; raises `NoSuchTask`, also when a crash left it empty."""
         self._layout.check_task(address)
-        return inventory.task_record(self._layout, address)
+        record = inventory.task_record(self._layout, address)
+        if not (record.revisions or record.aliases or record.faults):
+            raise NoSuchTask(f"the store has no task {address}")
+        return record
 
     def delete(self, address: Address, revision: str) -> None:
         """Throw a revision away.
@@ -210,16 +199,7 @@ class PromptStore:
         Raises:
             NoSuchAlias: there is none.
         """
-        check_name("alias", alias)
-        with self._layout.lock_task(address):
-            self._layout.check_task(address)
-            path = self._layout.alias(address, alias)
-            try:
-                path.unlink()
-            except FileNotFoundError as error:
-                raise NoSuchAlias(f"{address} has no alias {alias}") from error
-            durable.sync_folder(path.parent)
-            self._bump_generation()
+        self._aliases.drop(address, alias)
 
     def verify(self) -> Iterator[Finding]:
         """Reread and rehash everything; yield what is wrong. One broken artifact does not end it."""
@@ -233,21 +213,21 @@ class PromptStore:
         Raises:
             StoreCorrupt: the file is not a number.
         """
-        return inventory.generation_of(self._layout)
+        return generation.current(self._layout)
 
     def collect_staging(self, older_than_s: float) -> int:
         """Remove what dead processes left in the staging folder; return how many things that were."""
         oldest, removed = time.time() - older_than_s, 0
         with os.scandir(self._layout.staging) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # another process collects, too
+                with suppress(OSError):  # another process collects, too, or it is another user's
                     if entry.stat(follow_symlinks=False).st_mtime < oldest:
                         _remove(Path(entry.path))
                         removed += 1
         return removed
 
     def _staged(self) -> Path:
-        """A name in the staging folder, in a folder of its own so that its files' leftovers stay there, too."""
+        """A new name in the staging folder."""
         return self._layout.staging / uuid.uuid4().hex
 
     def _install(self, address: Address, revision: str, staged: Path) -> None:
@@ -261,40 +241,7 @@ class PromptStore:
                 target.rename(self._staged())  # damaged on disk: the copy that was just checked takes its place
             staged.rename(target)
             durable.sync_folder(target.parent)
-            self._bump_generation()
-
-    def _move_alias(
-        self, address: Address, alias: str, change: Callable[[AliasRecord | None], AliasRecord]
-    ) -> AliasRecord:
-        path = self._layout.alias(address, alias)
-        with self._layout.lock_task(address):
-            self._layout.check_task(address)
-            old = inventory.alias_or_none(path)
-            new = change(old)
-            if new == old:
-                return new
-            self._check_revision(address, new.revision)
-            durable.make_folder(path.parent, below=self._layout.root)
-            after = 0 if old is None else path.stat().st_mtime_ns
-            modified_ns = max(time.time_ns(), after + 1)
-            durable.replace_file(path, [new.to_bytes()], staging=self._layout.staging, modified_ns=modified_ns)
-            durable.sync_folder(path.parent)
-            self._bump_generation()
-        return new
-
-    def _read_alias(self, address: Address, alias: str) -> str:
-        """Read the alias and remember what it looked like when it said so."""
-        path = self._layout.alias(address, check_name("alias", alias))
-        self._layout.check_contained(path.parent)
-        try:
-            signature = _signature(os.stat(path, follow_symlinks=False))
-            record = inventory.read_alias(path)
-        except FileNotFoundError as error:
-            self._seen.pop((address, alias), None)
-            self._layout.check_task(address)
-            raise NoSuchAlias(f"{address} has no alias {alias}") from error
-        self._seen[(address, alias)] = _Seen(str(path), signature, record.revision)
-        return record.revision
+            generation.bump(self._layout)
 
     def _exists(self, address: Address, revision: str) -> bool:
         return self._layout.revision(address, revision).is_dir()
@@ -312,13 +259,8 @@ class PromptStore:
         discarded = self._staged()
         folder.rename(discarded)
         durable.sync_folder(folder.parent)
-        self._bump_generation()
+        generation.bump(self._layout)
         shutil.rmtree(discarded, ignore_errors=True)
-
-    def _bump_generation(self) -> None:
-        with self._layout.lock_generation():
-            line = f"{self.generation() + 1}\n".encode()
-            durable.replace_file(self._layout.generation, [line], staging=self._layout.staging)
 
 
 def _sealed(prompt: TaskPrompt | Path) -> SealedArtifact:
@@ -338,17 +280,6 @@ def _is_whole(folder: Path, revision: str) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _signature(found: os.stat_result) -> _Signature:
-    return _Signature(found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
-
-
-def _signature_or_none(path: str) -> _Signature | None:
-    try:
-        return _signature(os.stat(path, follow_symlinks=False))
-    except OSError:
-        return None
 
 
 def _remove(path: Path) -> None:

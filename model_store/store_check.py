@@ -9,7 +9,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from prefixbank.model_store import artifact, inventory
+from prefixbank.model_store import artifact, generation, inventory
 from prefixbank.model_store.address import Address, is_name, is_revision
 from prefixbank.model_store.errors import PrefixbankError
 from prefixbank.model_store.layout import ALIAS_SUFFIX, ALIASES, KNOWN, REVISIONS
@@ -37,7 +37,7 @@ def findings(layout: StoreLayout) -> Iterator[Finding]:
     """Everything that is wrong with the store, in order of its paths."""
     check = _Check(layout)
     yield from check.foreign(layout.root, lambda entry: entry.name in KNOWN)
-    yield from check.attempt(layout.generation, lambda: inventory.generation_of(layout))
+    yield from check.attempt(layout.generation, lambda: generation.current(layout))
     yield from check.foreign(layout.tenants, _is_named_folder)
     for tenant in filter(is_name, inventory.folders(layout.tenants)):
         yield from check.foreign(layout.tenants / tenant, _is_named_folder)
