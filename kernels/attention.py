@@ -77,11 +77,10 @@ def prefix_attention(
     _validate(q_THD, k_THD, v_THD, prefix, plan, window)
     if (route or route_of(q_THD.device)) is Route.REFERENCE:
         return reference_attention(q_THD, k_THD, v_THD, prefix, plan, scale=scale, window=window)[0]
-    differentiated = (q_THD, k_THD, v_THD, prefix.pool_k_HND, prefix.pool_v_HND)
-    with_lse = torch.is_grad_enabled() and any(x.requires_grad for x in differentiated)
     indices = (plan.row_start_R1, plan.slot_R, plan.context_R, plan.bucket_B6)
+    # No log-sum-exp: the backward of the one route there is takes its softmax anew.
     out, _ = torch.ops.prefixbank.prefix_attention(
-        q_THD, k_THD, v_THD, *prefix, *indices, scale, int(plan.mode), window, with_lse
+        q_THD, k_THD, v_THD, *prefix, *indices, scale, int(plan.mode), window, False
     )
     return out  # type: ignore[no-any-return]
 
@@ -187,14 +186,12 @@ def _backward_shapes(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, scale, mode, window, with_lse = inputs
+    *tensors, scale, mode, window, _ = inputs
     ctx.save_for_backward(*output, *tensors)
-    ctx.scalars, ctx.with_lse = (scale, mode, window), with_lse
+    ctx.scalars = (scale, mode, window)
 
 
 def _differentiate(ctx: Any, d_out_THD: Tensor, d_lse_TH: Tensor) -> tuple[Tensor | None, ...]:
-    if not ctx.with_lse:
-        raise RuntimeError("prefix_attention was run without the log-sum-exp that its backward needs. This is a bug.")
     needs = list(ctx.needs_input_grad[:5])
     grads = torch.ops.prefixbank.prefix_attention_backward(d_out_THD, d_lse_TH, *ctx.saved_tensors, *ctx.scalars, needs)
     return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 10

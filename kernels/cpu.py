@@ -61,15 +61,13 @@ class Rows(NamedTuple):
     spacing: int
     num_rows: int
 
-    def of(self, x_TH: Tensor) -> Tensor:
-        """View [T, H, ...] as [G, H, ..., L]."""
-        return x_TH[self.begin : self.begin + self.spacing * (self.num_rows - 1) + self.length].unfold(
-            0, self.length, self.spacing
-        )
-
     def heads_first(self, x_THD: Tensor) -> Tensor:
-        """View [T, H, D] as [G, H, L, D]."""
-        return self.of(x_THD).transpose(2, 3)
+        """View [T, H, D] as [G, H, L, D], or [T, H] as [G, H, L]."""
+        token, head, *dim = x_THD.stride()
+        shape = (self.num_rows, x_THD.shape[1], self.length, *x_THD.shape[2:])
+        return x_THD.as_strided(
+            shape, (self.spacing * token, head, token, *dim), x_THD.storage_offset() + self.begin * token
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +84,17 @@ class Scratch:
         most = max((g.keys * rows_at_once(g, heads) for g in groups), default=0)
         return cls(pool_HND, own_THD, own_THD.new_empty(most * heads * dim, dtype=compute_dtype(own_THD)))
 
-    def view(self, group: Group, count: int) -> Tensor:
+    def filled(self, group: Group, runs: Sequence[Rows]) -> Iterator[Tensor]:
+        """Write the prefix once, then yield [G * H, J, D] for each run with its own tokens behind the prefix."""
         heads, _, dim = self.pool_HND.shape
-        return self.flat[: count * heads * group.keys * dim].view(count, heads, group.keys, dim)
-
-    def write_prefix(self, group: Group) -> None:
+        shape = (runs[0].num_rows, heads, group.keys, dim)
+        whole_GHJD = self.flat.as_strided(shape, (heads * group.keys * dim, group.keys * dim, dim, 1))
         if group.prefix:
-            lent_HPD = self.pool_HND[:, group.start : group.start + group.prefix]
-            self.view(group, rows_at_once(group, lent_HPD.shape[0]))[:, :, : group.prefix] = lent_HPD
-
-    def with_own(self, group: Group, rows: Rows) -> Tensor:
-        """Overwrite the tail with the rows' own tokens, and return all as [G * H, J, D]."""
-        view = self.view(group, rows.num_rows)
-        view[:, :, group.prefix :] = rows.heads_first(self.own_THD)
-        return view.flatten(0, 1)
+            whole_GHJD.narrow(2, 0, group.prefix).copy_(self.pool_HND.narrow(1, group.start, group.prefix))
+        for rows in runs:
+            part_GHJD = whole_GHJD.narrow(0, 0, rows.num_rows)
+            part_GHJD.narrow(2, group.prefix, rows.length).copy_(rows.heads_first(self.own_THD))
+            yield part_GHJD.view(-1, group.keys, dim)
 
 
 def forward(
@@ -116,39 +111,45 @@ def forward(
     with_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the output [T, H, D] and, `with_lse`, the log-sum-exp [T, H] (else [0, H])."""
-    groups = read_groups(bucket_B6, slot_start_S, slot_length_S)
-    covered = sum(g.bucket.length * g.bucket.num_rows for g in groups)
+    groups = read_groups(bucket_B6, slot_start_S, slot_length_S, pool_k_HND.shape[1])
     tokens, heads, _ = q_THD.shape
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     lse_TH = q_THD.new_empty((tokens if with_lse else 0, heads), dtype=softmax_dtype(q_THD))
-    if covered < tokens:
+    if sum(g.bucket.length * g.bucket.num_rows for g in groups) < tokens:
         out_THD.zero_()
         lse_TH.fill_(-math.inf)
+    room = room_for_scores(q_THD, groups)
     keys, values = Scratch.over(pool_k_HND, k_THD, groups), Scratch.over(pool_v_HND, v_THD, groups)
     for group in groups:
-        keys.write_prefix(group)
-        values.write_prefix(group)
-        for rows in chunks(group, heads):
-            k_GHJD, v_GHJD = keys.with_own(group, rows), values.with_own(group, rows)
+        runs = list(chunks(group, heads))
+        for rows, k_GHJD, v_GHJD in zip(runs, keys.filled(group, runs), values.filled(group, runs), strict=True):
             q_GHLD, o_GHLD = rows.heads_first(q_THD), rows.heads_first(out_THD)
             for block in query_blocks(group, heads):
-                s = scores(q_GHLD[:, :, block], k_GHJD, group, block, view)
+                s = scores(q_GHLD[:, :, block], k_GHJD, group, block, view, room)
                 p = torch.softmax(s, -1, dtype=lse_TH.dtype)
-                o_GHLD[:, :, block] = torch.bmm(p.to(v_GHJD.dtype), v_GHJD).view(o_GHLD[:, :, block].shape)
+                o_GHID = o_GHLD[:, :, block]
+                o_GHID.copy_(torch.bmm(p.to(v_GHJD.dtype), v_GHJD).view(o_GHID.shape))
                 if with_lse:
                     # The largest probability is 1 / (the softmax's denominator relative to the largest score).
                     lse = s.amax(-1).to(p.dtype) - p.amax(-1).log()
-                    rows.of(lse_TH)[:, :, block] = lse.view(rows.num_rows, heads, -1)
+                    rows.heads_first(lse_TH)[:, :, block] = lse.view(o_GHID.shape[:-1])
     return out_THD, lse_TH
 
 
-def read_groups(bucket_B6: Tensor, slot_start_S: Tensor, slot_length_S: Tensor) -> list[Group]:
-    """Join the buckets with this layer's slot table."""
+def read_groups(bucket_B6: Tensor, slot_start_S: Tensor, slot_length_S: Tensor, pool_tokens: int) -> list[Group]:
+    """Join the buckets with this layer's slot table.
+
+    Raises:
+        ValueError: when a slot reaches beyond the pool.
+    """
     slots = bucket_B6[:, 0].to(slot_start_S.device)
     starts = slot_start_S.index_select(0, slots).tolist()
     lengths = slot_length_S.index_select(0, slots).tolist()
-    buckets = map(Bucket._make, bucket_B6.tolist())
-    return [Group(*joined) for joined in zip(buckets, starts, lengths, strict=True)]
+    groups = list(map(Group, map(Bucket._make, bucket_B6.tolist()), starts, lengths))
+    for bucket, start, length in groups:
+        if start + length > pool_tokens:
+            raise ValueError(f"slot {bucket.slot} is pool tokens {start} to {start + length} of {pool_tokens}")
+    return groups
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -173,21 +174,34 @@ def chunks(group: Group, heads: int) -> Iterator[Rows]:
         yield Rows(bucket.begin + first * bucket.spacing, bucket.length, bucket.spacing, count)
 
 
+def queries_at_once(group: Group, heads: int) -> int:
+    fit = BLOCK_SCORES // (heads * group.keys) // LEAST_QUERIES * LEAST_QUERIES
+    return min(max(fit, LEAST_QUERIES), group.bucket.length)
+
+
 def query_blocks(group: Group, heads: int) -> Iterator[slice]:
     """Cut the queries of a row; depends on the row's own shape only."""
-    fit = BLOCK_SCORES // (heads * group.keys)
-    step = max(fit // LEAST_QUERIES * LEAST_QUERIES, LEAST_QUERIES)
-    for first in range(0, group.bucket.length, step):
-        yield slice(first, min(first + step, group.bucket.length))
+    step, length = queries_at_once(group, heads), group.bucket.length
+    for first in range(0, length, step):
+        yield slice(first, min(first + step, length))
 
 
-def scores(q_GHID: Tensor, k_GHJD: Tensor, group: Group, block: slice, view: View) -> Tensor:
-    """Return the masked, scaled scores [G * H, I, J] in the bmm's dtype."""
+def scores(q_GHID: Tensor, k_GHJD: Tensor, group: Group, block: slice, view: View, room: Tensor) -> Tensor:
+    """Write the masked, scaled scores [G * H, I, J] into the room, and return them."""
     q = q_GHID.flatten(0, 1).to(k_GHJD.dtype)
-    s = torch.baddbmm(q.new_empty(1, 1, 1), q, k_GHJD.mT, beta=0, alpha=view.scale)
+    entries, queries, keys = q.shape[0], q.shape[1], group.keys
+    s = room.as_strided((entries, queries, keys), (queries * keys, keys, 1))
+    torch.baddbmm(s, q, k_GHJD.mT, beta=0, alpha=view.scale, out=s)
     if view.mode != Mode.FULL or view.window:
         s[:, :, group.prefix :].masked_fill_(hidden_own(group.bucket, block, view, s.device), -math.inf)
     return s
+
+
+def room_for_scores(q_THD: Tensor, groups: Sequence[Group]) -> Tensor:
+    """Allocate the scores of the largest block once: fresh memory for each would cost a sixth of the bmm."""
+    heads = q_THD.shape[1]
+    most = max((rows_at_once(g, heads) * heads * queries_at_once(g, heads) * g.keys for g in groups), default=0)
+    return q_THD.new_empty(most, dtype=compute_dtype(q_THD))
 
 
 def hidden_own(bucket: Bucket, block: slice, view: View, device: torch.device) -> Tensor:
@@ -229,9 +243,11 @@ def backward(
 
     The rows of a slot are summed in the order of the buckets, so the same batch gives the same bits.
     """
-    groups = read_groups(bucket_B6, slot_start_S, slot_length_S)
+    groups = read_groups(bucket_B6, slot_start_S, slot_length_S, pool_k_HND.shape[1])
     heads, wide = q_THD.shape[1], softmax_dtype(q_THD)
-    delta_TH = (d_out_THD.to(wide) * out_THD.to(wide)).sum(-1) - d_lse_TH
+    delta_TH = (d_out_THD.to(wide) * out_THD.to(wide)).sum(-1)
+    if d_lse_TH.numel():
+        delta_TH -= d_lse_TH
     d_q, d_k, d_v = (
         torch.zeros_like(x, memory_format=torch.contiguous_format) if need else x.new_empty(0)
         for x, need in zip((q_THD, k_THD, v_THD), needs[:3], strict=True)
@@ -240,16 +256,15 @@ def backward(
         torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) if need else x.new_empty(0, dtype=wide)
         for x, need in zip((pool_k_HND, pool_v_HND), needs[3:], strict=True)
     )
+    room = room_for_scores(q_THD, groups)
     keys, values = Scratch.over(pool_k_HND, k_THD, groups), Scratch.over(pool_v_HND, v_THD, groups)
     into_keys, into_values = Sums(d_k, d_pool_k), Sums(d_v, d_pool_v)
     for group in groups:
-        keys.write_prefix(group)
-        values.write_prefix(group)
-        for rows in chunks(group, heads):
-            k_GHJD, v_GHJD = keys.with_own(group, rows), values.with_own(group, rows)
-            q_GHLD, do_GHLD, delta_GHL = rows.heads_first(q_THD), rows.heads_first(d_out_THD), rows.of(delta_TH)
+        runs = list(chunks(group, heads))
+        for rows, k_GHJD, v_GHJD in zip(runs, keys.filled(group, runs), values.filled(group, runs), strict=True):
+            q_GHLD, do_GHLD, delta_GHL = (rows.heads_first(x) for x in (q_THD, d_out_THD, delta_TH))
             for block in query_blocks(group, heads):
-                p = torch.softmax(scores(q_GHLD[:, :, block], k_GHJD, group, block, view), -1, dtype=wide)
+                p = torch.softmax(scores(q_GHLD[:, :, block], k_GHJD, group, block, view, room), -1, dtype=wide)
                 do = do_GHLD[:, :, block].flatten(0, 1).to(v_GHJD.dtype)
                 into_values.add(group, rows, p.to(do.dtype), do)
                 if not (needs.q or needs.k or needs.pool_k):

@@ -39,10 +39,13 @@ def apply_heads(
         ValueError: when shapes or dtypes do not fit each other.
     """
     _validate(x_NM, weight_QM, bias_Q, start_R, count_R, row_start_R1)
-    num_classes = max(count_R.tolist(), default=0)
+    starts, counts = start_R.tolist(), count_R.tolist()
+    for start, count in zip(starts, counts, strict=True):
+        if start + count > len(weight_QM):
+            raise ValueError(f"a head is arena rows {start} to {start + count} of {len(weight_QM)}")
     x_NM = x_NM.to(weight_QM.dtype)
     logits: Tensor = torch.ops.prefixbank.apply_heads(
-        x_NM, weight_QM, bias_Q, start_R, count_R, row_start_R1, num_classes
+        x_NM, weight_QM, bias_Q, start_R, count_R, row_start_R1, max(counts, default=0)
     )
     return logits
 

@@ -73,7 +73,7 @@ class BatchPlan:
     slot_R: Tensor
     """int32 [R]: index into the slot tables of `LayerPrefix`; `NO_PROMPT_SLOT` for none."""
     context_R: Tensor
-    """int32 [R]: in `PREFIX_LM`, how many leading own tokens every query of the row sees; else 0."""
+    """int32 [R]: in `PREFIX_LM`, how many leading own tokens every query of the row sees; else 0, whatever is given."""
     mode: Mode
     bucket_B6: Tensor
     """int32 [B, 6], always in host memory: the rows as `Bucket`s, for routes that launch from the host."""
@@ -100,7 +100,7 @@ class BatchPlan:
             ValueError: when the sequences differ in length, or an entry is negative.
         """
         rows = len(lengths)
-        context = context if context is not None else [0] * rows
+        context = context if context is not None and mode == Mode.PREFIX_LM else [0] * rows
         if not (len(slots) == len(context) == rows):
             raise ValueError(f"lengths, slots and context differ in length: {rows}, {len(slots)}, {len(context)}")
         if rows and min(*lengths, *slots, *context, 0) < 0:

@@ -1,0 +1,94 @@
+"""A row's numbers do not depend on the rows it shares a batch with: bit for bit, in every dtype.
+
+Bits are compared for the same number of threads; another number may cut a product elsewhere.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, make_case
+
+from prefixbank.kernels.plan import BatchPlan, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+
+@pytest.fixture(params=[1, 2])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def _chosen(case: Case, rows: Sequence[int]) -> tuple[Case, Tensor]:
+    """Return the batch of these rows alone, in this order, and their tokens in the batch they come from."""
+    bounds, slots, context = case.plan.row_start_R1.tolist(), case.plan.slot_R.tolist(), case.plan.context_R.tolist()
+    lengths = [bounds[row + 1] - bounds[row] for row in rows]
+    plan = BatchPlan.build(
+        lengths, [slots[row] for row in rows], mode=case.plan.mode, context=[context[row] for row in rows]
+    )
+    tokens = torch.cat([torch.arange(bounds[row], bounds[row + 1]) for row in rows])
+    q, k, v = (x[tokens] for x in case.packed)
+    return Case(q, k, v, case.prefix, plan, case.window), tokens
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [2, 12])
+def test_a_row_alone_gives_the_bits_it_gives_in_company(dtype: torch.dtype, heads: int) -> None:
+    case = make_case(*every_edge(), heads=heads, dim=32, dtype=dtype)
+    together = case.run()
+    for row in range(case.plan.num_rows):
+        alone, tokens = _chosen(case, [row])
+        assert torch.equal(alone.run(), together[tokens]), f"row {row}"
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_long_row_alone_gives_the_bits_it_gives_in_company(dtype: torch.dtype) -> None:
+    case = make_case([300, 20, 300, 129, 300], [5, 5, 5, 0, 5], heads=16, dim=64, dtype=dtype)
+    together = case.run()
+    for row in range(5):
+        alone, tokens = _chosen(case, [row])
+        assert torch.equal(alone.run(), together[tokens]), f"row {row}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("mode", "window"), VIEWS)
+def test_permuting_the_rows_permutes_the_answers(dtype: torch.dtype, mode: Mode, window: int) -> None:
+    case = make_case(*every_edge(), dtype=dtype, mode=mode, window=window)
+    order = random.Random(1).sample(range(case.plan.num_rows), case.plan.num_rows)
+    permuted, tokens = _chosen(case, order)
+    assert torch.equal(permuted.run(), case.run()[tokens])
+
+
+@st.composite
+def _cases(draw: st.DrawFn) -> Case:
+    prefix_lengths = draw(st.lists(st.integers(0, 20), min_size=1, max_size=5))
+    rows = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, len(prefix_lengths) - 1)), min_size=1))
+    return make_case(
+        [length for length, _ in rows],
+        [slot for _, slot in rows],
+        prefix_lengths,
+        heads=draw(st.integers(1, 3)),
+        dim=draw(st.sampled_from([1, 8, 16])),
+        mode=draw(st.sampled_from(Mode)),
+        window=draw(st.integers(0, 6)),
+        seed=draw(st.integers(0, 100)),
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(_cases())
+def test_any_batch_equals_the_definition(case: Case) -> None:
+    assert distance(case.run(), case.exact()) <= TOLERANCE[torch.float32]
