@@ -37,10 +37,13 @@
         BackboneMismatch             a prompt made for another backbone
         UnsupportedFamily            a task family that this version does not serve or train
         NonFiniteLogits              the forward gave NaN or infinity
+      StepFailed                   the engine failed on the batch of this request, and has logged why
       TrainingError                a training run cannot go on
         InvalidRecipe                a recipe field is wrong
         InvalidData                  a row of a data set is wrong: file and line are named
+        TrainingInterrupted          Ctrl-C or SIGTERM: the checkpoint is written, the run can be resumed
         ServingMismatch              the served answers differ from the trained ones: not published
+      InvalidConfig                a setting of the server is unknown, unreadable or out of range
 
 This module refuses to know HTTP: `serving` has the one table that turns a class into a status code.
 Messages say what was found, what was wanted, and where.
@@ -256,6 +259,10 @@ class NonFiniteLogits(BackboneError):
     """The forward gave NaN or infinity: no answer is better than a wrong one."""
 
 
+class StepFailed(PrefixbankError):
+    """The engine failed on the batch of this request; the next batch is not affected."""
+
+
 class TrainingError(PrefixbankError):
     """A training run cannot go on."""
 
@@ -268,5 +275,13 @@ class InvalidData(TrainingError):
     """A row of a data set is wrong; the message names file and line."""
 
 
+class TrainingInterrupted(TrainingError):
+    """The run was asked to stop; its checkpoint is written."""
+
+
 class ServingMismatch(TrainingError):
     """The served answers differ from the trained ones, so the prompt is not published."""
+
+
+class InvalidConfig(PrefixbankError):
+    """A setting of the server is unknown, unreadable or out of range."""

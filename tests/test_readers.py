@@ -27,36 +27,41 @@ def words(tmp_path: Path, content: str, name: str = "rows.conll", **fields: Any)
 def test_tsv_reads_the_named_columns(tmp_path: Path) -> None:
     text = "index\tpremise\thypothesis\tlabel\n0\tIt rains.\tIt is wet.\t1\n"
     rows = read(tmp_path, "a.tsv", text, text=["premise", "hypothesis"], rename={"1": "entails"})
-    assert rows == [TextExample(("It rains.", "It is wet."), "entails", 2)]
+    assert rows == [TextExample(("It rains.", "It is wet."), "entails", "a.tsv:2")]
 
 
 def test_tsv_does_not_unquote(tmp_path: Path) -> None:
-    assert read(tmp_path, "a.tsv", 'text\tlabel\n"he said\tx\n') == [TextExample(('"he said',), "x", 2)]
+    assert read(tmp_path, "a.tsv", 'text\tlabel\n"he said\tx\n') == [TextExample(('"he said',), "x", "a.tsv:2")]
 
 
 def test_jsonl_labels_may_be_booleans_and_numbers(tmp_path: Path) -> None:
     text = '{"text": "a", "label": true}\n\n{"text": "b", "label": 3}\n'
-    assert read(tmp_path, "a.jsonl", text) == [TextExample(("a",), "true", 1), TextExample(("b",), "3", 3)]
+    assert read(tmp_path, "a.jsonl", text) == [
+        TextExample(("a",), "true", "a.jsonl:1"),
+        TextExample(("b",), "3", "a.jsonl:3"),
+    ]
 
 
 def test_conll_reads_any_column_and_skips_document_marks(tmp_path: Path) -> None:
     text = "-DOCSTART- -X- O O\n\nEU NNP I-ORG x\nrejects VBZ O x\n\nPeter NNP I-PER x\n"
     rows = words(tmp_path, text, tag_column=2, scheme="iob1")
     assert rows == [
-        WordsExample(("EU", "rejects"), ("B-ORG", "O"), 3),
-        WordsExample(("Peter",), ("B-PER",), 6),
+        WordsExample(("EU", "rejects"), ("B-ORG", "O"), "rows.conll:3"),
+        WordsExample(("Peter",), ("B-PER",), "rows.conll:6"),
     ]
 
 
 def test_conll_words_may_hold_blanks_when_columns_are_tabs(tmp_path: Path) -> None:
-    assert words(tmp_path, "New York\tB-loc\n") == [WordsExample(("New York",), ("B-loc",), 1)]
+    assert words(tmp_path, "New York\tB-loc\n") == [WordsExample(("New York",), ("B-loc",), "rows.conll:1")]
 
 
 def test_json_lists_are_read_with_bilou(tmp_path: Path) -> None:
     rows = [{"tokens": ["In", "Rio", "de", "Janeiro"], "tags": ["O", "B-Loc", "I-Loc", "L-Loc"]}]
     fields: dict[str, Any] = {"text": ["tokens"], "label": "tags", "scheme": "bilou", "rename": {"Loc": "place"}}
     found = words(tmp_path, json.dumps(rows), "rows.json", **fields)
-    assert found == [WordsExample(("In", "Rio", "de", "Janeiro"), ("O", "B-place", "I-place", "I-place"), 1)]
+    assert found == [
+        WordsExample(("In", "Rio", "de", "Janeiro"), ("O", "B-place", "I-place", "I-place"), "rows.json:1")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def test_slices_cut_one_file_by_row_order(tmp_path: Path) -> None:
         tmp_path, train={"path": "n.tsv", "rows": [0, 30]}, test={"path": "n.tsv", "rows": [30, 40]}, carve=5
     )
     assert [len(rows) for rows in found] == [25, 5, 10]
-    assert found.test[0].line == 32
+    assert found.test[0].where == "n.tsv:32"
 
 
 def test_carved_rows_are_no_training_rows_and_follow_the_seed(tmp_path: Path) -> None:

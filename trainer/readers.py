@@ -28,8 +28,8 @@ class TextExample:
 
     texts: tuple[str, ...]
     label: str
-    line: int
-    """Line in the file, from 1; for people."""
+    where: str
+    """File and line, from 1; for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class WordsExample:
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
-    line: int
+    where: str
 
 
 Example = TextExample | WordsExample
@@ -216,7 +216,7 @@ def _text_example(row: _Row, data: DataSection, path: Path) -> TextExample:
     if label is None:
         found = _shown(row.fields[data.label])
         raise InvalidData(f"{path}:{row.line}: {data.label}: found {found}, wanted a text, a whole number or a boolean")
-    return TextExample(texts, label, row.line)
+    return TextExample(texts, label, f"{path.name}:{row.line}")
 
 
 def _label(found: Any, data: DataSection) -> str | None:
@@ -235,7 +235,7 @@ def _words_example(row: _Row, data: DataSection, path: Path) -> WordsExample:
     if len(words) != len(tags) or not words:
         raise InvalidData(f"{path}:{row.line}: found {len(words)} words and {len(tags)} tags, wanted as many, and some")
     try:
-        return WordsExample(tuple(words), _renamed(iob2(tags, data.scheme), data.rename), row.line)
+        return WordsExample(tuple(words), _renamed(iob2(tags, data.scheme), data.rename), f"{path.name}:{row.line}")
     except ValueError as error:
         raise InvalidData(f"{path}:{row.line}: {error}") from error
 

@@ -1,0 +1,65 @@
+"""Checkpoint: the state of an unfinished run as one safetensors file, put in place in one step.
+
+Randomness is a function of seed and step, so a checkpoint holds no generator. Nothing in it is unpickled.
+It refuses to know what the tensors mean and when to write them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+from safetensors import SafetensorError
+
+from prefixbank.model_store.durable import replace_file, sync_folder
+from prefixbank.model_store.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+FILE = "checkpoint.safetensors"
+_KEY = "prefixbank"
+
+
+class Checkpoint(NamedTuple):
+    """What `save` was given."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    """JSON values; floats come back bit for bit."""
+
+
+def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Replace the folder's checkpoint; a crash at any moment leaves the old or the new one whole."""
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(whole, {_KEY: json.dumps(state)})
+    replace_file(folder / FILE, [content], staging=folder)
+    sync_folder(folder)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read the folder's checkpoint.
+
+    Raises:
+        TrainingError: there is none, or it is not one of ours.
+    """
+    path = folder / FILE
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return Checkpoint(tensors, json.loads(metadata[_KEY]))
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path}: found no checkpoint, wanted one to resume from") from error
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise TrainingError(f"{path}: found no checkpoint of this program: {error}") from error
+
+
+def remove(folder: Path) -> None:
+    """Remove the checkpoint of a finished run."""
+    (folder / FILE).unlink(missing_ok=True)
