@@ -34,8 +34,8 @@ class Scores:
     """One split's result."""
 
     metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """95 % by bootstrap over rows."""
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    """Low and high end of 95 %, by bootstrap over rows."""
     details: dict[str, Any] = field(default_factory=dict)
     """JSON values: the confusion matrix, or scores by type of span."""
 

@@ -53,7 +53,7 @@ def matthews(confusion_CC: NDArray[np.int64]) -> float:
 
 def confusion_interval(
     metric: Callable[[NDArray[np.int64]], float], confusion_CC: NDArray[np.int64]
-) -> tuple[float, float]:
+) -> list[float]:
     """Bootstrap interval of a metric: drawing rows is drawing cells of their confusion matrix."""
     total = int(confusion_CC.sum())
     random = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def confusion_interval(
     return _interval([metric(sample.reshape(confusion_CC.shape)) for sample in samples])
 
 
-def span_interval(scores_R: Sequence[SpanScores]) -> tuple[float, float]:
+def span_interval(scores_R: Sequence[SpanScores]) -> list[float]:
     """Bootstrap interval of micro-F1 over rows."""
     counts_R3 = np.array(scores_R, dtype=np.int64)
     random = np.random.default_rng(0)
@@ -70,6 +70,6 @@ def span_interval(scores_R: Sequence[SpanScores]) -> tuple[float, float]:
     return _interval(2 * correct_B / np.maximum(gold_B + found_B, 1))
 
 
-def _interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+def _interval(values: Sequence[float] | NDArray[np.float64]) -> list[float]:
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return [float(low), float(high)]

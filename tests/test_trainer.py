@@ -1,0 +1,325 @@
+"""Whole runs on tiny backbones: what learns, what is repeated, what survives an interruption."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import tiny_backbone_folder
+
+from prefixbank.model_store import artifact
+from prefixbank.model_store.backbones.load import load_backbone
+from prefixbank.model_store.errors import (
+    InvalidData,
+    ServingMismatch,
+    TrainingError,
+    TrainingInterrupted,
+)
+from prefixbank.model_store.task_prompt import Pooler, TaskPrompt
+from prefixbank.trainer.evaluate import predict
+from prefixbank.trainer.loop import Loop
+from prefixbank.trainer.network import build
+from prefixbank.trainer.progress import LogDisplay
+from prefixbank.trainer.recipe import Recipe, parse
+from prefixbank.trainer.run import Trained, prepare, train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from prefixbank.model_store.backbones.backbone import Backbone
+    from prefixbank.model_store.tasks.features import Features
+
+WORDS = ["film", "quiet", "joy", "dull", "plot", "table", "seven", "lights", "kitchen", "weather", "music", "sky"]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences that are about joy or not, and names of places among words."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    texts, sentences = [], []
+    for _ in range(48):
+        words = random.choice(WORDS, random.integers(3, 9)).tolist()
+        texts.append({"text": " ".join(words), "label": "happy" if "joy" in words or "music" in words else "plain"})
+        place = random.integers(len(words))
+        words[place : place + 1] = ["new", "york"]
+        tags = ["B-place" if w == "new" else "I-place" if w == "york" else "O" for w in words]
+        sentences.append("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags, strict=True)))
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    (folder / "words.conll").write_text("\n".join(sentences))
+    return folder
+
+
+def recipe_of(family: str = "text-classification", **changes: Any) -> Recipe:
+    file = "texts.jsonl" if family == "text-classification" else "words.conll"
+    table: dict[str, Any] = {
+        "family": family,
+        "data": {"train": file, "validation": file, "test": file},
+        "prompt": {"length": 6},
+        "optimiser": {"epochs": 3, "batch_rows": 8},
+        "dtype": "float32",
+    }
+    for section, fields in changes.items():
+        table[section] = table[section] | fields if isinstance(fields, dict) and section in table else fields
+    return parse(table)
+
+
+def run(recipe: Recipe, root: Path, out: Path, backbone: Backbone, **options: Any) -> Trained:
+    return train(recipe, out, root=root, backbone=backbone, **options)
+
+
+def prompt_of(trained: Trained) -> TaskPrompt:
+    assert trained.prompt is not None
+    return trained.prompt
+
+
+def same_bits(one: TaskPrompt, other: TaskPrompt) -> bool:
+    tensors = [(p.kv_N2HPD, p.head.weight_CM, p.head.bias_C) for p in (one, other)]
+    return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "metric"), [("text-classification", "accuracy"), ("token-classification", "span_f1")]
+)
+def test_a_prompt_learns_a_small_set_by_heart(
+    family: str, metric: str, root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    recipe = recipe_of(family, optimiser={"epochs": 25, "prompt_rate": 0.05, "head_rate": 0.02}, head={"dropout": 0.0})
+    trained = run(recipe, root, tmp_path, backbone)
+    assert trained.report["metrics"]["test"][metric] > 0.95
+
+
+def test_the_artifact_answers_what_the_report_says(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    trained = run(recipe_of(), root, tmp_path, backbone)
+    assert trained.folder is not None
+    stored = artifact.read(trained.folder, expect_digest=trained.report["revision"])
+    assert same_bits(stored, prompt_of(trained))
+    assert stored.metrics["test_accuracy"] == trained.report["metrics"]["test"]["accuracy"]
+    assert sorted(path.name for path in trained.folder.iterdir()) == ["manifest.json", "prompt.safetensors"]
+
+
+def test_only_prompt_and_head_take_gradients(root: Path, backbone: Backbone) -> None:
+    recipe = recipe_of(head={"dropout": 0.0})
+    rows = prepare(recipe, root, backbone).rows["train"]
+    network = build(recipe, backbone, rows, 2)
+    network.training_logits(network.assemble(rows[:4])).sum().backward()
+    trained = network.trained()
+    assert set(trained) == {"prompt.kv_N2HPD", "head.classifier.weight", "head.classifier.bias"}
+    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trained.values())
+    assert all(tensor.grad is None for tensor in backbone.model.parameters())
+
+
+def test_nothing_is_differentiated_below_the_lowest_prompted_layer(root: Path, backbone: Backbone) -> None:
+    recipe = recipe_of(prompt={"layers": [2]})
+    rows = prepare(recipe, root, backbone).rows["train"]
+    network = build(recipe, backbone, rows, 2)
+    states: list[torch.Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _m, _i, o: states.append(o)) for layer in backbone.model.encoder.layer]
+    network.training_logits(network.assemble(rows[:4]))
+    for hook in hooks:
+        hook.remove()
+    assert [state.requires_grad for state in states] == [False, False, True]
+
+
+@pytest.mark.parametrize("init", ["text", "random"])
+def test_a_prompt_begins_at_the_scale_of_real_keys_and_values(init: str, root: Path, backbone: Backbone) -> None:
+    recipe = recipe_of(prompt={"init": init, "length": 400, "layers": [0, 2]})
+    rows = prepare(recipe, root, backbone).rows["train"]
+    kv_N2HPD = build(recipe, backbone, rows, 2).prompt.kv_N2HPD.detach()
+    assert kv_N2HPD.shape == (2, 2, 4, 400, 8)
+    real = backbone.key_values(build(recipe, backbone, rows, 2).assemble(rows).tokens)[[0, 2]]
+    torch.testing.assert_close(kv_N2HPD.mean((3, 4)), real.mean((3, 4)), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(kv_N2HPD.std(3), real.std(3), atol=0.1, rtol=0.2)
+
+
+def test_a_text_start_copies_keys_and_values_of_training_tokens(root: Path, backbone: Backbone) -> None:
+    recipe = recipe_of()
+    rows = prepare(recipe, root, backbone).rows["train"]
+    network = build(recipe, backbone, rows, 2)
+    real_TD = backbone.key_values(network.assemble(rows).tokens)[0, 0, 0]
+    distance_PT = torch.cdist(network.prompt.kv_N2HPD[0, 0, 0].detach(), real_TD)
+    assert distance_PT.min(1).values.max() < 1e-4
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    first, again = (prompt_of(run(recipe_of(), root, tmp_path / name, backbone)) for name in "ab")
+    other = prompt_of(run(recipe_of(seed=12), root, tmp_path / "c", backbone))
+    assert same_bits(first, again)
+    assert not same_bits(first, other)
+
+
+class Interrupter(LogDisplay):
+    """Sends the signal that Ctrl-C or a scheduler sends after some step."""
+
+    def __init__(self, after: int, number: int) -> None:
+        self.after = after
+        self.number = number
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.after:
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(("after", "number"), [(9, signal.SIGINT), (12, signal.SIGTERM)])
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    after: int, number: int, root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    recipe = recipe_of(prompt={"dropout": 0.1}, optimiser={"backbone_dropout": True})
+    whole = run(recipe, root, tmp_path / "whole", backbone)
+    with pytest.raises(TrainingInterrupted, match=f"after step {after}"):
+        run(recipe, root, tmp_path / "cut", backbone, display=Interrupter(after, number))
+    resumed = run(recipe, root, tmp_path / "cut", backbone, resume=True)
+    assert same_bits(prompt_of(whole), prompt_of(resumed))
+    curves = [[(e["train_loss"], e["validation"]) for e in t.report["curve"]] for t in (whole, resumed)]
+    assert curves[0] == curves[1]
+    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+
+
+def test_the_checkpoint_of_another_recipe_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(TrainingInterrupted):
+        run(recipe_of(), root, tmp_path, backbone, display=Interrupter(2, signal.SIGINT))
+    with pytest.raises(TrainingError, match="another recipe"):
+        run(recipe_of(seed=3), root, tmp_path, backbone, resume=True)
+
+
+def test_resuming_nothing_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        run(recipe_of(), root, tmp_path, backbone, resume=True)
+
+
+def test_a_checkpoint_cut_short_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    with pytest.raises(TrainingError, match="no checkpoint of this program"):
+        run(recipe_of(), root, tmp_path, backbone, resume=True)
+
+
+def test_a_run_stops_when_it_is_out_of_patience(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    rates = {"epochs": 50, "prompt_rate": 0.0, "head_rate": 0.0}
+    trained = run(recipe_of(optimiser=rates, selection={"patience": 2}), root, tmp_path, backbone)
+    assert len(trained.report["curve"]) == 3
+    assert trained.report["selection"]["epoch"] == 1
+
+
+def test_the_best_epoch_is_kept(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    trained = run(recipe_of(optimiser={"epochs": 6, "prompt_rate": 0.5}), root, tmp_path, backbone)
+    curve = [epoch["validation"]["accuracy"] for epoch in trained.report["curve"]]
+    assert trained.report["selection"]["epoch"] == curve.index(max(curve)) + 1
+    assert trained.report["metrics"]["validation"]["accuracy"] == pytest.approx(max(curve), abs=0.03)
+
+
+def test_a_head_alone_makes_a_prompt_without_prefix(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    prompt = prompt_of(run(recipe_of(method="head"), root, tmp_path, backbone))
+    assert (prompt.layers, prompt.prefix_length) == ((), 0)
+
+
+@pytest.mark.parametrize("family", ["text-classification", "token-classification"])
+def test_full_fine_tuning_makes_a_report_only_and_leaves_the_backbone_alone(
+    family: str, root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    trained = run(recipe_of(family, method="full", optimiser={"backbone_rate": 1e-3}), root, tmp_path, backbone)
+    assert (trained.prompt, trained.folder) == (None, None)
+    assert trained.report["trained_share"] > 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.model.state_dict().items())
+    losses = [epoch["train_loss"] for epoch in trained.report["curve"]]
+    assert losses[-1] < losses[0]
+
+
+def test_a_backbone_without_pooler_gets_one_in_the_head(root: Path, tmp_path: Path) -> None:
+    roberta = load_backbone(str(tiny_backbone_folder(tmp_path, "roberta")))
+    prompt = prompt_of(run(recipe_of(), root, tmp_path / "out", roberta))
+    assert prompt.head.spec.pooler == Pooler.OWN
+    assert prompt.head.pooler_weight_MM is not None
+    with pytest.raises(TrainingError, match="has no pooler"):
+        run(recipe_of(head={"pooler": "backbone"}), root, tmp_path / "refused", roberta)
+
+
+def test_bfloat16_trains_float32_prompts(root: Path, tmp_path: Path) -> None:
+    folder = str(tiny_backbone_folder(tmp_path, "bert"))
+    halved = load_backbone(folder, dtype=torch.bfloat16)
+    recipe = recipe_of(dtype="bfloat16", prompt={"dtype": "float32"})
+    assert prompt_of(run(recipe, root, tmp_path / "out", halved)).kv_N2HPD.dtype == torch.float32
+
+
+def test_what_is_folded_is_what_was_evaluated(root: Path, backbone: Backbone) -> None:
+    recipe = recipe_of()
+    prepared = prepare(recipe, root, backbone)
+    network = build(recipe, backbone, prepared.rows["train"], 2)
+    network.prompt.round_to(torch.float16)
+    folded = network.prompt.fold(torch.float16)
+    assert torch.equal(folded.float(), network.prompt.kv_N2HPD)
+
+
+def test_a_row_is_evaluated_the_same_alone(root: Path, backbone: Backbone) -> None:
+    recipe = recipe_of("token-classification")
+    rows = prepare(recipe, root, backbone).rows["train"]
+    network = build(recipe, backbone, rows, 3)
+    together = predict(network, rows)
+    for row, logits_TC in list(zip(rows, together, strict=True))[:5]:
+        np.testing.assert_allclose(predict(network, [row])[0], logits_TC, atol=1e-5)
+
+
+def test_served_logits_that_differ_are_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    def wrong(prompt: TaskPrompt, rows: Sequence[Features], _: Backbone) -> list[np.ndarray[Any, Any]]:
+        return [np.zeros(len(prompt.labels), dtype=np.float32) for _ in rows]
+
+    with pytest.raises(ServingMismatch, match="not published"):
+        run(recipe_of(), root, tmp_path, backbone, verify=wrong)
+    assert not (tmp_path / "prompt").exists()
+
+
+def test_a_position_offset_shifts_and_shortens(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    prompt = prompt_of(run(recipe_of(prompt={"position_offset": "length"}), root, tmp_path, backbone))
+    assert prompt.position_offset == 6
+    with pytest.raises(TrainingError, match="wanted at most 506"):
+        run(recipe_of(prompt={"position_offset": "length"}, max_tokens=507), root, tmp_path, backbone)
+
+
+def test_a_layer_that_the_backbone_lacks_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(TrainingError, match="found layer 3, wanted layers 0 to 2"):
+        run(recipe_of(prompt={"layers": [1, 3]}), root, tmp_path, backbone)
+
+
+def test_a_label_unseen_in_training_is_refused_by_line(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    (root / "odd.jsonl").write_text('{"text": "a film", "label": "odd"}\n')
+    with pytest.raises(InvalidData, match=r"odd\.jsonl:1: found label 'odd', wanted one of"):
+        run(recipe_of(data={"test": "odd.jsonl"}), root, tmp_path, backbone)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    recipe = recipe_of()
+    rows = prepare(recipe, root, backbone).rows["train"]
+    network = build(recipe, backbone, rows, 2)
+    torch.nn.init.constant_(network.head.classifier.bias, float("nan"))
+    loop = Loop(network, rows, rows, ("happy", "plain"), identity="", folder=tmp_path, display=LogDisplay())
+    with pytest.raises(TrainingError, match="found a loss of nan"):
+        loop.run()
+
+
+def test_a_prompt_that_overflows_its_storage_is_refused(root: Path, backbone: Backbone) -> None:
+    recipe = recipe_of()
+    network = build(recipe, backbone, prepare(recipe, root, backbone).rows["train"], 2)
+    torch.nn.init.constant_(network.prompt.kv_N2HPD, 1e30)
+    with pytest.raises(TrainingError, match=r"prompt\.dtype"):
+        network.prompt.fold(torch.float16)
+
+
+def test_the_report_counts_and_doubts(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    report = run(recipe_of(), root, tmp_path, backbone).report
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert report["trained_parameters"] == 3 * 2 * 4 * 6 * 8 + 2 * 32 + 2
+    assert report["data"]["splits"]["train"]["rows"] == 48
+    low, high = report["confidence"]["intervals"]["test"]["accuracy"]
+    assert low <= report["metrics"]["test"]["accuracy"] <= high
+    assert sum(map(sum, report["details"]["test"]["confusion"])) == 48
+    assert report["serving_check"] is None
