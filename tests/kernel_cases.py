@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 from prefixbank.kernels.attention import Route, prefix_attention
@@ -16,7 +17,7 @@ from prefixbank.kernels.plan import BatchPlan, LayerPrefix, Mode
 from prefixbank.kernels.reference import reference_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -29,6 +30,16 @@ DTYPES = list(TOLERANCE)
 OWN_LENGTHS = (0, 1, 15, 16, 17, 63, 64, 65)
 PREFIX_LENGTHS = (0, 1, 15, 16, 17, 64)
 VIEWS = [(Mode.FULL, 0), (Mode.CAUSAL, 0), (Mode.PREFIX_LM, 0), (Mode.FULL, 5), (Mode.CAUSAL, 5), (Mode.PREFIX_LM, 5)]
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Make fresh memory NaN, so that whatever is read before it is written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    assert torch.ones(2).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @dataclass(frozen=True)

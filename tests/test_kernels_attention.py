@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, int32, make_case, make_prefix
+from tests.kernel_cases import poisoned_memory as poisoned_memory
 from torch.nn.functional import scaled_dot_product_attention
 
 from prefixbank.kernels.attention import Route, route_of
 from prefixbank.kernels.plan import BatchPlan, LayerPrefix, Mode
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """Fresh memory is NaN, so that whatever is read before it is written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    assert torch.ones(2).new_empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
