@@ -1,0 +1,226 @@
+"""The Encoder validates before anyone holds an Encoding, on threads of its own, and bounds what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from tests.tiny import SENTENCES, tiny_tokenizer
+
+from prefixbank.model_store.errors import (
+    BackboneError,
+    InputTooLong,
+    InvalidRequest,
+    Overloaded,
+    ShuttingDown,
+    UnsupportedFamily,
+)
+from prefixbank.model_store.task_prompt import (
+    BackboneRef,
+    Head,
+    HeadSpec,
+    Pooler,
+    Preprocessing,
+    TaskFamily,
+    TaskPrompt,
+)
+from prefixbank.model_store.tasks.tokenizer import TextTokenizer
+from prefixbank.serving.encoding import EncodedRequest, Encoder, EncodingLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+POSITIONS = 64
+STRANGE = ("", " \t\n", "\x00", "a\x00b", "👩‍👩‍👧", "日本語", "e\u0301\u202e", "[CLS] [SEP]", "ﷺ" * 9)
+
+
+def prompt_of(family: TaskFamily = TaskFamily.TEXT_CLASSIFICATION, offset: int = 0, **prep: object) -> TaskPrompt:
+    settings = {"max_tokens": 16, **prep}
+    return TaskPrompt(
+        family=family,
+        labels=("O", "B-X", "I-X"),
+        layers=(),
+        kv_N2HPD=torch.zeros(0, 2, 1, 0, 1),
+        position_offset=offset,
+        head=Head(HeadSpec(pooler=Pooler.NONE), torch.zeros(3, 1), torch.zeros(3)),
+        preprocessing=Preprocessing(**settings),
+        backbone=BackboneRef(fingerprint="0" * 64, architecture="bert", num_layers=1, num_heads=1, head_dim=1, width=1),
+    )
+
+
+TOKEN = prompt_of(TaskFamily.TOKEN_CLASSIFICATION)
+LIMITS = EncodingLimits(max_inputs=4, max_characters=10_000, max_rows=6, max_pending=2, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer(tiny_tokenizer("bert"))
+
+
+@pytest.fixture
+def encoder(tokenizer: TextTokenizer) -> Iterator[Encoder]:
+    with Encoder(tokenizer, lambda offset: POSITIONS - offset, LIMITS) as encoder:
+        yield encoder
+
+
+def encode(encoder: Encoder, inputs: object, prompt: TaskPrompt | None = None, **asked: object) -> EncodedRequest:
+    return encoder.submit(prompt or prompt_of(), inputs, asked).result(10)
+
+
+def test_one_text_is_one_row(encoder: Encoder) -> None:
+    request = encode(encoder, "the film")
+    assert [row.num_tokens for row in request.rows] == [4]
+    assert (request.num_rows_of_input, request.batched, request.num_truncated, request.num_tokens) == (
+        (1,),
+        False,
+        0,
+        4,
+    )
+
+
+def test_a_batch_is_a_row_for_each_input_in_order(encoder: Encoder) -> None:
+    request = encode(encoder, ["the", "the film", ""], TOKEN)
+    assert [row.num_tokens for row in request.rows] == [3, 4, 2]
+    assert request.batched
+
+
+def test_a_long_text_with_a_stride_is_several_rows_of_one_input(encoder: Encoder) -> None:
+    request = encode(encoder, ["the film " * 12, "the"], TOKEN, stride=2)
+    assert request.num_rows_of_input == (2, 1)
+    assert all(row.num_tokens <= 16 for row in request.rows)
+
+
+@pytest.mark.parametrize("text", STRANGE)
+@pytest.mark.parametrize("prompt", [prompt_of(), TOKEN])
+def test_strange_texts_are_taken(encoder: Encoder, prompt: TaskPrompt, text: str) -> None:
+    assert 2 <= encode(encoder, text, prompt, truncation=True).num_tokens <= 16
+
+
+@pytest.mark.parametrize(
+    ("inputs", "asked", "error", "message"),
+    [
+        ([], {}, InvalidRequest, "found 0 inputs, wanted 1 to 4"),
+        (["a"] * 5, {}, InvalidRequest, "found 5 inputs, wanted 1 to 4"),
+        (None, {}, InvalidRequest, "found null"),
+        ("a\ud800", {}, InvalidRequest, "lone surrogate"),
+        ("a", {"top": 1}, InvalidRequest, "found 'top'"),
+        ("a " * 50, {}, InputTooLong, "found 52 tokens, this task takes at most 16"),
+        ("a" * 100_000, {}, InputTooLong, "found 100001 characters, at most 10000"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    encoder: Encoder, inputs: object, asked: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        encode(encoder, inputs, **asked)
+
+
+def test_too_many_windows_in_all_are_refused(encoder: Encoder) -> None:
+    with pytest.raises(InvalidRequest, match="windows or more, wanted at most 6"):
+        encode(encoder, ["the film " * 30] * 4, TOKEN, stride=2)
+
+
+def test_what_is_cut_is_said(encoder: Encoder) -> None:
+    request = encode(encoder, ["a " * 100_000, "a"], truncation=True)
+    assert request.num_truncated == 1
+    assert request.rows[0].num_tokens == 16
+
+
+def test_a_hundred_thousand_characters_cost_no_time(encoder: Encoder) -> None:
+    began = time.perf_counter()
+    encode(encoder, ["\u00e9" * 100_000] * 4, TOKEN, truncation=True)
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize(("offset", "longest"), [(0, 16), (50, 14), (60, 4)])
+def test_the_position_offset_shortens_the_longest_row(encoder: Encoder, offset: int, longest: int) -> None:
+    request = encode(encoder, "a " * 40, prompt_of(offset=offset), truncation=True)
+    assert request.num_tokens == longest
+
+
+def test_an_offset_that_leaves_no_position_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(BackboneError, match="position offset of 64 leaves no position"):
+        encode(encoder, "a", prompt_of(offset=POSITIONS))
+
+
+def test_an_unknown_family_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(UnsupportedFamily):
+        encode(encoder, "a", prompt_of(TaskFamily.QUESTION_ANSWERING))
+
+
+def test_the_event_loop_can_wait_for_it(encoder: Encoder) -> None:
+    async def both() -> list[EncodedRequest]:
+        return await asyncio.gather(*(encoder.encode(prompt_of(), text) for text in ("a", "a film")))
+
+    assert [request.num_tokens for request in asyncio.run(both())] == [3, 4]
+
+
+class Gate:
+    """A position limit that does not answer until it is opened."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+
+    def __call__(self, offset: int) -> int:
+        assert self.open.wait(10)
+        return POSITIONS
+
+
+def test_too_many_waiting_requests_are_overload_until_some_are_done(tokenizer: TextTokenizer) -> None:
+    gate = Gate()
+    with Encoder(tokenizer, gate, LIMITS) as encoder:
+        waiting = [encoder.submit(prompt_of(), "a") for _ in range(2)]
+        with pytest.raises(Overloaded, match="2 requests wait") as caught:
+            encoder.submit(prompt_of(), "a")
+        gate.open.set()
+        assert caught.value.retry_after_s > 0
+        assert [future.result(10).num_tokens for future in waiting] == [3, 3]
+        assert encode(encoder, "a").num_tokens == 3
+
+
+def test_a_cancelled_request_gives_its_place_back(tokenizer: TextTokenizer) -> None:
+    gate = Gate()
+    with Encoder(tokenizer, gate, LIMITS) as encoder:
+        first, second = (encoder.submit(prompt_of(), "a") for _ in range(2))
+        assert second.cancel()
+        third = encoder.submit(prompt_of(), "a")
+        gate.open.set()
+        assert (first.result(10).num_tokens, third.result(10).num_tokens) == (3, 3)
+
+
+def test_refused_requests_give_their_place_back(encoder: Encoder) -> None:
+    for _ in range(5):
+        with pytest.raises(InvalidRequest):
+            encode(encoder, None)
+    assert encode(encoder, "a").num_tokens == 3
+
+
+def test_a_closed_encoder_refuses(tokenizer: TextTokenizer) -> None:
+    encoder = Encoder(tokenizer, lambda offset: POSITIONS, LIMITS)
+    encoder.close()
+    with pytest.raises(ShuttingDown):
+        encoder.submit(prompt_of(), "a")
+
+
+def test_tokenising_leaves_the_interpreter_free(tokenizer: TextTokenizer) -> None:
+    """`Tokenizer.encode` holds the interpreter's lock: one long text would stop the event loop for its whole time."""
+    text = " ".join(SENTENCES) * 600
+    span: list[float] = []
+
+    def work() -> None:
+        span.append(time.perf_counter())
+        tokenizer.split(text)
+        span.append(time.perf_counter())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    awake = []
+    while thread.is_alive():
+        time.sleep(0.001)
+        awake.append(time.perf_counter())
+    quarter = (span[1] - span[0]) / 4
+    assert any(span[0] + quarter < moment < span[1] - quarter for moment in awake)
