@@ -28,8 +28,6 @@ class Limits:
     """Host memory for loaded prompts, from which an evicted one returns to the device without a disk read."""
     timeout_s: float = 30.0
     """Deadline of a request that names none."""
-    encoder_threads: int = 2
-    """Threads that turn text into tokens. One per core that is not busy with the model."""
     follow_interval_s: float = 0.1
     """How often the store's generation is looked at, to load what was promoted before somebody asks for it."""
     max_task_labels: int = 1000

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
@@ -20,11 +20,10 @@ from prefixbank.kernels.plan import NO_PROMPT_SLOT, LayerPrefix
 from prefixbank.model_store.errors import PromptTooLarge
 from prefixbank.serving.runs import Run, Runs, widest_gap
 from prefixbank.serving.staging import ALIGNMENT, aligned
+from prefixbank.serving.tier import TierState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from torch import Tensor
 
     from prefixbank.model_store.task_prompt import BackboneRef
     from prefixbank.serving.staging import StagedPrompt
@@ -52,17 +51,6 @@ class Slot:
     def pooler_start(self) -> int:
         """First row of an own pooler."""
         return self.head.start + self.num_classes
-
-
-class PoolState(NamedTuple):
-    """What the pool holds and has done since it was made."""
-
-    num_resident: int
-    bytes_resident: int
-    hits: int
-    misses: int
-    evictions: Counter[str]
-    """By reason: "room" or "dropped"."""
 
 
 class PromptPool:
@@ -141,8 +129,8 @@ class PromptPool:
             prompt.prefix_length,
             prompt.num_classes,
         )
-        self._k_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.k_HWD, non_blocking=True)
-        self._v_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.v_HWD, non_blocking=True)
+        self._k_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.kv_2HWD[0], non_blocking=True)
+        self._v_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.kv_2HWD[1], non_blocking=True)
         self.head_rows_QM[slot.head.start : slot.head.end].copy_(prompt.rows_QM, non_blocking=True)
         self.head_bias_Q[slot.head.start : slot.head.end].copy_(prompt.bias_Q, non_blocking=True)
         self._write_tables(slot, prompt.prefix_length)
@@ -182,11 +170,11 @@ class PromptPool:
         """Move one slot into the gap before it; False when nothing (more) can be moved."""
         return self._move_prefix() or self._move_head()
 
-    def state(self) -> PoolState:
+    def state(self) -> TierState:
         tokens = self._tokens.capacity - self._tokens.num_free
         rows = self._rows.capacity - self._rows.num_free
         num_bytes = tokens * self._token_bytes + rows * self._row_bytes
-        return PoolState(len(self._slots), num_bytes, self._hits, self._misses, self._evictions.copy())
+        return TierState(len(self._slots), num_bytes, self._hits, self._misses, self._evictions.copy())
 
     def check_integrity(self) -> None:
         """Raise AssertionError when books, tables and memory disagree."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prefixbank.serving.catalog import LoadedPrompt
     from prefixbank.serving.encoding import Encoding
+    from prefixbank.serving.loaded_prompt import LoadedPrompt
 
 QUANTUM_TOKENS = 128
 """What a tenant may take per turn: small turns interleave tenants finely, and a turn costs a microsecond."""
@@ -149,6 +149,10 @@ class Scheduler:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._ring)
 
     def state(self) -> QueueState:
         with self._changed:

@@ -9,12 +9,12 @@ Q head rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from prefixbank.model_store.errors import NotFinite
+from prefixbank.model_store.errors import OverflowsHalf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +31,8 @@ class StagedPrompt:
 
     layers: tuple[int, ...]
     prefix_length: int
-    k_HWD: Tensor
-    """W = N * aligned(P): the layers back to back, each padded with zeros."""
-    v_HWD: Tensor
+    kv_2HWD: Tensor
+    """Keys and values; W = N * aligned(P): the layers back to back, each padded with zeros."""
     rows_QM: Tensor
     """fp32: the C rows of the classifier, then the M rows of an own pooler, if there is one."""
     bias_Q: Tensor
@@ -42,7 +41,7 @@ class StagedPrompt:
     @property
     def num_tokens(self) -> int:
         """Length W of the run it needs."""
-        return self.k_HWD.shape[1]
+        return self.kv_2HWD.shape[2]
 
     @property
     def num_rows(self) -> int:
@@ -51,7 +50,7 @@ class StagedPrompt:
 
     @property
     def num_bytes(self) -> int:
-        return self.k_HWD.nbytes + self.v_HWD.nbytes + self.rows_QM.nbytes + self.bias_Q.nbytes
+        return self.kv_2HWD.nbytes + self.rows_QM.nbytes + self.bias_Q.nbytes
 
 
 def aligned(num_tokens: int) -> int:
@@ -63,24 +62,39 @@ def stage(prompt: TaskPrompt, dtype: torch.dtype, device: torch.device) -> Stage
     """Bring a prompt into the form a pool of this dtype on this device copies.
 
     Raises:
-        NotFinite: when a value of the prefix overflows in `dtype`.
+        OverflowsHalf: when a value of the prefix overflows in `dtype`.
     """
-    rows_QM, bias_Q = _head_rows(prompt.head)
-    k_HWD, v_HWD = _run(prompt.kv_N2HPD[:, 0], dtype), _run(prompt.kv_N2HPD[:, 1], dtype)
+    kv_2HWD, (rows_QM, bias_Q) = _run(prompt.kv_N2HPD, dtype), _head_rows(prompt.head)
     if device.type == "cuda":  # from pinned memory the copy does not wait
-        k_HWD, v_HWD, rows_QM, bias_Q = (tensor.pin_memory() for tensor in (k_HWD, v_HWD, rows_QM, bias_Q))
+        kv_2HWD, rows_QM, bias_Q = (tensor.pin_memory() for tensor in (kv_2HWD, rows_QM, bias_Q))
     length = prompt.prefix_length if prompt.layers else 0
-    return StagedPrompt(prompt.layers, length, k_HWD, v_HWD, rows_QM, bias_Q, prompt.head.bias_C.numel())
+    return StagedPrompt(prompt.layers, length, kv_2HWD, rows_QM, bias_Q, prompt.head.bias_C.numel())
 
 
-def _run(x_NHPD: Tensor, dtype: torch.dtype) -> Tensor:
-    converted_NHPD = x_NHPD.to(dtype)
-    if not torch.isfinite(converted_NHPD).all():
-        raise NotFinite(f"the prefix reaches {x_NHPD.abs().max().item():.4g}, which is not finite in {dtype}")
-    layers, heads, length, dim = x_NHPD.shape
-    run_HNPD = torch.zeros(heads, layers, aligned(length), dim, dtype=dtype)
-    run_HNPD[:, :, :length] = converted_NHPD.transpose(0, 1)
-    return run_HNPD.reshape(heads, -1, dim) if layers and length else run_HNPD.new_zeros(heads, 0, dim)
+def as_views(prompt: TaskPrompt, staged: StagedPrompt) -> TaskPrompt:
+    """The prompt with its tensors replaced by views of what was staged from it, so that they exist once."""
+    layers, length = len(prompt.layers), prompt.prefix_length
+    heads, dim = staged.kv_2HWD.shape[1], staged.kv_2HWD.shape[3]
+    kv_2HNPD = staged.kv_2HWD.view(2, heads, layers, aligned(length), dim)[:, :, :, :length]
+    classes, has_own = staged.num_classes, prompt.head.pooler_weight_MM is not None
+    head = replace(
+        prompt.head,
+        weight_CM=staged.rows_QM[:classes],
+        bias_C=staged.bias_Q[:classes],
+        pooler_weight_MM=staged.rows_QM[classes:] if has_own else None,
+        pooler_bias_M=staged.bias_Q[classes:] if has_own else None,
+    )
+    return replace(prompt, kv_N2HPD=kv_2HNPD.permute(2, 0, 1, 3, 4), head=head)
+
+
+def _run(kv_N2HPD: Tensor, dtype: torch.dtype) -> Tensor:
+    converted_N2HPD = kv_N2HPD.to(dtype)
+    if not torch.isfinite(converted_N2HPD).all():
+        raise OverflowsHalf(f"the prefix reaches {kv_N2HPD.abs().max().item():.4g}, which is not finite in {dtype}")
+    layers, _, heads, length, dim = kv_N2HPD.shape
+    kv_2HNPD = torch.zeros(2, heads, layers, aligned(length), dim, dtype=dtype)
+    kv_2HNPD[:, :, :, :length] = converted_N2HPD.permute(1, 2, 0, 3, 4)
+    return kv_2HNPD.view(2, heads, layers * aligned(length), dim)
 
 
 def _head_rows(head: Head) -> tuple[Tensor, Tensor]:

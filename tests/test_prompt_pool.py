@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from prefixbank.kernels.plan import NO_PROMPT_SLOT
-from prefixbank.model_store.errors import NotFinite, PromptTooLarge
+from prefixbank.model_store.errors import OverflowsHalf, PromptTooLarge
 from prefixbank.model_store.task_prompt import (
     BackboneRef,
     Head,
@@ -21,7 +21,7 @@ from prefixbank.model_store.task_prompt import (
 )
 from prefixbank.serving.prompt_pool import PromptPool, Slot
 from prefixbank.serving.runs import Runs
-from prefixbank.serving.staging import StagedPrompt, stage
+from prefixbank.serving.staging import StagedPrompt, as_views, stage
 
 LAYERS, HEADS, DIM, WIDTH = 3, 2, 4, 8
 CPU = torch.device("cpu")
@@ -207,9 +207,21 @@ def test_an_evicted_slot_reads_as_no_prefix() -> None:
 def test_values_that_overflow_in_the_pools_dtype_are_refused() -> None:
     prompt = make_prompt(2)
     prompt.kv_N2HPD[0, 1, 0, 0, 0] = 70_000.0
-    assert stage(prompt, torch.bfloat16, CPU).k_HWD.dtype == torch.bfloat16
-    with pytest.raises(NotFinite, match=r"7e\+04"):
+    assert stage(prompt, torch.bfloat16, CPU).kv_2HWD.dtype == torch.bfloat16
+    with pytest.raises(OverflowsHalf, match=r"7e\+04"):
         stage(prompt, torch.float16, CPU)
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 17])
+@pytest.mark.parametrize("own_pooler", [False, True])
+def test_a_staged_prompt_is_seen_as_the_prompt_it_was(length: int, own_pooler: bool) -> None:
+    prompt = make_prompt(length, layers=(0, 2), own_pooler=own_pooler)
+    same = as_views(prompt, staged(prompt))
+    assert torch.equal(same.kv_N2HPD, prompt.kv_N2HPD)
+    assert torch.equal(same.head.weight_CM, prompt.head.weight_CM)
+    if own_pooler:
+        assert torch.equal(same.head.pooler_weight_MM, prompt.head.pooler_weight_MM)
+        assert torch.equal(same.head.pooler_bias_M, prompt.head.pooler_bias_M)
 
 
 def test_compaction_makes_one_free_piece_and_keeps_every_prompt() -> None:

@@ -1,0 +1,55 @@
+"""From a packed batch to logits: one forward, then poolers and heads in fp32.
+
+It refuses to know who asked and what a class means.
+
+Shape letters: T packed tokens, N hidden states that heads read, K of them with one kind of pooler, M model width,
+C classes of the widest head.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from prefixbank.kernels.heads import apply_heads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from prefixbank.model_store.backbones.backbone import Backbone
+    from prefixbank.serving.batch import Batch, OwnPoolers
+    from prefixbank.serving.prompt_pool import PromptPool
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": functional.gelu}
+
+
+@torch.inference_mode()
+def compute_logits(batch: Batch, backbone: Backbone, pool: PromptPool) -> NDArray[np.float32]:
+    """The logits [N, C] of a batch on the host; `batch.split` gives each row its own."""
+    hidden_TM = backbone.forward(batch.tokens, pool.layer_prefixes)
+    read_NM = hidden_TM.index_select(0, batch.read_N)
+    x_NM = read_NM.float()
+    if batch.backbone_pooled_K.numel():
+        pooled_KM = backbone.pooled(read_NM.index_select(0, batch.backbone_pooled_K))
+        x_NM = x_NM.index_copy(0, batch.backbone_pooled_K, pooled_KM.float())
+    for activation, rows in batch.own_poolers.items():
+        pooled_KM = ACTIVATIONS[activation](_own_pooled(x_NM.index_select(0, rows.index_K), rows, pool))
+        x_NM = x_NM.index_copy(0, rows.index_K, pooled_KM)
+    logits_NC = apply_heads(
+        x_NM, pool.head_rows_QM, pool.head_bias_Q, batch.class_start_R, batch.class_count_R, batch.read_start_R1
+    )
+    logits: NDArray[np.float32] = logits_NC.cpu().numpy()
+    return logits
+
+
+def _own_pooled(x_KM: Tensor, rows: OwnPoolers, pool: PromptPool) -> Tensor:
+    """Each state through the dense layer that its own prompt brought: M more rows of the head arena."""
+    count_K = torch.full_like(rows.start_K, x_KM.shape[1])
+    one_each_K1 = torch.arange(len(rows.start_K) + 1, dtype=torch.int32)
+    return apply_heads(x_KM, pool.head_rows_QM, pool.head_bias_Q, rows.start_K, count_K, one_each_K1)
