@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel
 
+from prefixbank.kernels.plan import LayerPrefix
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedConfig
@@ -99,6 +102,30 @@ def random_weights(config: PreTrainedConfig, seed: int) -> dict[str, torch.Tenso
         is_norm = "norm" in name.lower() and name.endswith("weight")
         weights[name] = 1 + 0.1 * noise if is_norm else 0.25 * noise
     return weights
+
+
+def random_prompt(layers: Sequence[int], length: int, seed: int = 0, **sizes: int) -> dict[int, torch.Tensor]:
+    """Random keys and values [2, H, P, D] for some layers, fp32."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, sizes.get("heads", HEADS), length, sizes.get("dim", WIDTH // HEADS))
+    return {layer: torch.randn(shape, generator=generator) for layer in layers}
+
+
+def prompt_pools(
+    prompts: Sequence[Mapping[int, torch.Tensor]], num_layers: int = LAYERS, dtype: torch.dtype = torch.float32
+) -> list[LayerPrefix]:
+    """Lay prompts (layer -> [2, H, P, D]) into one pool per layer: prompt i is slot i + 1, what is unused is NaN."""
+    heads, dim = next((kv.shape[1], kv.shape[3]) for prompt in prompts for kv in prompt.values())
+    nothing = torch.zeros(2, heads, 0, dim)
+    layers = []
+    for layer in range(num_layers):
+        parts = [nothing, *(prompt.get(layer, nothing) for prompt in prompts)]
+        gap = torch.full((2, heads, 16, dim), float("nan"))
+        pool_2HND = torch.cat([x for part in parts for x in (part, gap)], dim=2).to(dtype)
+        lengths = torch.tensor([part.shape[2] for part in parts], dtype=torch.int32)
+        starts = (lengths + 16).cumsum(0, dtype=torch.int32) - lengths - 16
+        layers.append(LayerPrefix(pool_2HND[0], pool_2HND[1], starts, lengths))
+    return layers
 
 
 def tiny_tokenizer(architecture: str) -> Tokenizer:

@@ -7,12 +7,12 @@ Shape letters: T packed tokens of all rows, R rows, L layers, H heads, D head di
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from prefixbank.kernels.plan import LayerPrefix
+from prefixbank.kernels.plan import NO_PROMPT_SLOT, BatchPlan, LayerPrefix
 from prefixbank.model_store.backbones.packing import PackedTokens, PackRow, PositionRule, pack
 from prefixbank.model_store.backbones.seam import RecordingCall, SeamCall
 from prefixbank.model_store.errors import BackboneError
@@ -94,7 +94,8 @@ class Backbone:
     @torch.no_grad()
     def key_values(self, tokens: PackedTokens) -> Tensor:
         """Return the keys and values [L, 2, H, T, D] that each layer computes for `tokens` without any prompt."""
-        plan = replace(tokens.plan, slot_R=torch.zeros_like(tokens.plan.slot_R))
+        lengths = tokens.plan.row_start_R1.diff().tolist()
+        plan = BatchPlan.build(lengths, [NO_PROMPT_SLOT] * len(lengths), mode=tokens.plan.mode, device=self.device)
         call = RecordingCall(plan, self.no_prefixes())
         self._run(tokens, call)
         layers = [torch.stack(kv).transpose(1, 2) for kv in zip(call.keys_LTHD, call.values_LTHD, strict=True)]

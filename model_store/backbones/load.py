@@ -6,10 +6,12 @@ know prompts, tasks and batches.
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -80,31 +82,48 @@ def _load_config(folder: Path) -> PreTrainedConfig:
 
 def _load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
     """Load the base model; return it with the names of the tensors that the checkpoint lacks."""
-    model, report = AutoModel.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        attn_implementation=SEAM,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=SEAM,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise BackboneError(f"the checkpoint in {folder} cannot be read: {error}") from error
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise BackboneError(f"{name} in {folder} is {tuple(stored)}, wanted {tuple(wanted)}")
     return model, set(report["missing_keys"])
 
 
 def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        tokenizer = Tokenizer.from_file(str(path))
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True).backend_tokenizer
+    """Load the tokenizer beside the weights; its file's padding and truncation are not obeyed.
+
+    Raises:
+        BackboneError: when there is none, or it has an id that the model has no embedding for.
+    """
+    tokenizer = _read_tokenizer(folder)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= config.vocab_size:
         raise BackboneError(f"the tokenizer in {folder} has id {largest}; the model has {config.vocab_size} embeddings")
     return tokenizer
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return Tokenizer.from_file(str(path))
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True).backend_tokenizer
+    except (OSError, ValueError, ImportError) as error:
+        raise BackboneError(f"{folder} holds no tokenizer that the fast backend can build: {error}") from error
 
 
 def _take_pooler(model: PreTrainedModel, missing: set[str], folder: Path) -> nn.Module | None:
@@ -174,7 +193,7 @@ def _quiet_transformers() -> Iterator[None]:
     """Turn transformers' progress bars and load report off for a while; what matters in them is raised."""
     verbosity = transformers_logging.get_verbosity()
     had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(transformers_logging.ERROR)
+    transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
