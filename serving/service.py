@@ -57,6 +57,8 @@ class Answer(NamedTuple):
     revision: str
     tokens: int
     """Tokens computed: special tokens included, prefix excluded."""
+    num_truncated: int
+    """Inputs of which the end or the start was cut, because the request allowed it."""
 
 
 class Health(NamedTuple):
@@ -174,7 +176,7 @@ class Service:
         began = self._clock()
         value = answers.answer(prompt.task, request, logits)
         self.metrics.observe_stage(prompt.task.family, "post", self._clock() - began)
-        return Answer(value, prompt.revision, request.num_tokens)
+        return Answer(value, prompt.revision, request.num_tokens, request.num_truncated)
 
     def logits(self, prompt: LoadedPrompt, rows: Sequence[Encoding]) -> list[NDArray[np.float32]]:
         """The logits of encoded rows, without decoding: what a check compares. Blocks; raises the first row's error."""

@@ -1,0 +1,79 @@
+"""The Ray Serve application: `build` for `serve run|build|deploy`, `running` for a server of this machine alone.
+
+It refuses to know what a replica does.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from prefixbank.model_store.errors import ServerNotStarted
+from prefixbank.serving.config import validated
+from prefixbank.serving.haproxy import LOOPBACK
+from prefixbank.serving.replica import deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ray.serve import Application
+
+    from prefixbank.serving.config import ServeConfig
+
+_OBJECT_STORE_BYTES = 80 * 2**20
+"""Near Ray's minimum: no object of ours passes through it."""
+_QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application of `args`, the same keys as a config file; names of host and port are the cluster's affair.
+
+    Raises:
+        InvalidConfig: a key is unknown or a value out of range.
+    """
+    config = validated(args)
+    return deployment(config).bind(config.model_dump(mode="json"))
+
+
+@contextmanager
+def running(config: ServeConfig, run_folder: Path) -> Iterator[None]:
+    """A local cluster with the application, answering; everything it started has ended afterwards.
+
+    The environment of `serving.front` must have been set before this module was imported.
+    """
+    try:
+        _start_cluster(config, run_folder)
+        _deploy(config)
+        yield
+    finally:
+        if ray.is_initialized():
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def _start_cluster(config: ServeConfig, run_folder: Path) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        num_cpus=config.num_replicas,
+        _temp_dir=str(run_folder),
+    )
+    serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": config.port})
+
+
+def _deploy(config: ServeConfig) -> None:
+    application = build(config.model_dump(mode="json"))
+    try:
+        serve.run(application, name="prefixbank", route_prefix="/", logging_config=_QUIET)
+    except RuntimeError as error:
+        raise ServerNotStarted("no replica came up; its log says why") from error

@@ -1,0 +1,132 @@
+"""`prefixbank serve` and `prefixbank predict`: answers from a store, with and without a server.
+
+It refuses to know Ray, tensors and HTTP.
+"""
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from prefixbank import cli_serve_view as view
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from prefixbank.serving.config import ServeConfig
+
+DEFAULT_STORE = Path("store")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "prompts"
+"""Artifacts by tenant and task, in a checkout."""
+
+Store = Annotated[
+    Path | None,
+    typer.Option(envvar="PREFIXBANK_STORE", help="The store's folder. Left out: ./store, filled with the examples."),
+]
+Backbone = Annotated[str | None, typer.Option(help="Folder, hub id, or `minilm`, the packaged one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Config = Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win over it.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in limits.token_budget=8192."),
+]
+
+
+def serve(
+    config: Config = None,
+    store: Store = None,
+    backbone: Backbone = None,
+    host: Annotated[str | None, typer.Option(help="Interface to listen on; 0.0.0.0 is everybody's.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    replicas: Annotated[int | None, typer.Option(help="Processes with a backbone each.", show_default="1")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="TOML file of hashed API keys; without it, no key is needed.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Serve the tasks of a store until Ctrl-C. With nothing given: the packaged backbone and the example prompts.
+
+    Example: `prefixbank serve --store /srv/prompts --backbone FacebookAI/roberta-large --dtype bfloat16`
+    """
+    from prefixbank.serving.launch import launched
+
+    given = {"store": _text(store), "backbone": backbone, "host": host, "port": port, "dtype": dtype, "device": device}
+    chosen = _config(config, given | {"num_replicas": replicas, "keys": keys}, settings)
+    if chosen.store == str(DEFAULT_STORE) and chosen.backbone == "minilm":
+        view.remark_seeded(seed(DEFAULT_STORE))
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    view.remark(f"starting {chosen.backbone} on port {chosen.port} ...")
+    try:
+        with launched(chosen, view.remark) as url:
+            view.show_curls(url)
+            signal.pause()
+    except KeyboardInterrupt:
+        view.remark("ended")
+
+
+def predict(
+    task: Annotated[str, typer.Argument(metavar="TENANT/TASK", help="The task's address, or address@alias.")],
+    store: Annotated[Path, typer.Option(envvar="PREFIXBANK_STORE", help="The store's folder.")] = DEFAULT_STORE,
+    source: Annotated[typer.FileText, typer.Option("--input", help="JSON lines, `-` is standard input.")] = "-",  # type: ignore[assignment]
+    config: Config = None,
+    backbone: Backbone = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    settings: Settings = None,
+) -> None:
+    """Answer JSON lines with the engine of the server, without a server. One answer per line, in order.
+
+    A line is an input (a text, or `{"text": ..., "text_pair": ...}`) or `{"inputs": ..., "parameters": {...}}`.
+
+    Example: `echo '"book a table"' | prefixbank predict acme/intents`
+    """
+    from prefixbank.cli_predict import answer_lines
+
+    given: dict[str, object] = {"store": str(store), "backbone": backbone, "dtype": dtype, "device": device}
+    for line in answer_lines(_config(config, given, settings), task, source):
+        typer.echo(line)
+
+
+def seed(store: Path) -> list[str]:
+    """Publishes and promotes the example prompts that the store does not have; returns their addresses."""
+    from prefixbank.model_store.store import Address, PromptStore
+
+    prompts = PromptStore(store)
+    present = set(prompts.list())
+    seeded = []
+    for manifest in sorted(EXAMPLES.glob("*/*/manifest.json")):
+        address = Address(manifest.parent.parent.name, manifest.parent.name)
+        if address not in present:
+            prompts.promote(address, prompts.publish(address, manifest.parent))
+            seeded.append(str(address))
+    return seeded
+
+
+def _config(file: Path | None, given: dict[str, object], settings: list[str] | None) -> "ServeConfig":
+    from prefixbank.serving.config import load_config
+
+    named = {key: value for key, value in given.items() if value is not None}
+    return load_config(file, overrides=named | dict(_setting(text) for text in settings or ()))
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} is not of the form KEY=VALUE", param_hint="--set")
+    return key, value
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _interrupt(_signal: int, _frame: "FrameType | None") -> NoReturn:
+    """The first signal ends the server; those that follow, as from an impatient hand, do not disturb its ending."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
