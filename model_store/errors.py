@@ -44,6 +44,7 @@
         TrainingInterrupted          Ctrl-C or SIGTERM: the checkpoint is written, the run can be resumed
         ServingMismatch              the served answers differ from the trained ones: not published
       InvalidConfig                a setting of the server is unknown, unreadable or out of range
+      ServerNotStarted             the server did not come up
 
 This module refuses to know HTTP: `serving` has the one table that turns a class into a status code.
 Messages say what was found, what was wanted, and where.
@@ -285,3 +286,7 @@ class ServingMismatch(TrainingError):
 
 class InvalidConfig(PrefixbankError):
     """A setting of the server is unknown, unreadable or out of range."""
+
+
+class ServerNotStarted(PrefixbankError):
+    """The server did not come up; what it logged before says why."""
