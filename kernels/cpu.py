@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-BLOCK_SCORES = 1 << 19
-"""Scores of one block: 2 MiB in fp32, about what stays in a core's own cache between the two bmm."""
+BLOCK_SCORES = 1 << 18
+"""Scores of one block: 1 MiB in fp32, about what stays in a core's own cache between the two bmm."""
 LEAST_QUERIES = 64
 """A block of a long row has at least this many queries, so that its bmm is not all overhead."""
 
