@@ -39,5 +39,5 @@ def test_the_benchmark_prints_no_speed_when_a_route_is_wrong(monkeypatch: pytest
         return lambda: right(work)() * 1.001
 
     monkeypatch.setattr(attention_cpu, "padded", wrong)
-    with pytest.raises(SystemExit, match="padded SDPA, mask, 32 rows mixed.*no speeds are printed"):
+    with pytest.raises(SystemExit, match=r"padded SDPA, mask, 32 rows mixed.*no speeds are printed"):
         attention_cpu.measure(_small_workload(), repeats=1)
