@@ -144,6 +144,20 @@ def test_the_default_strategy_never_tears_a_word(tagger: Tagger) -> None:
         assert {entity["start"] for entity in entities} <= starts
 
 
+def test_the_default_strategy_leaves_punctuation_out_where_first_cannot() -> None:
+    """Byte-level tokens do not say whether they continue a word; the pipeline's `first` glues "Oslo." together."""
+    tokenizer = TextTokenizer(tiny_tokenizer("roberta"))
+    text = Text("Oslo.")
+    features = FAMILY.encode(tokenizer, Preprocessing(max_tokens=64), text, max_tokens=64)
+    logits = np.zeros((features.num_tokens, 2), dtype=np.float32)
+    logits[features.alignment.first_tokens[0], 1] = 9
+    found = {
+        strategy: FAMILY.decode([logits], [features], ["O", "B-LOC"], FAMILY.parse_parameters(asked))[0]["word"]
+        for strategy, asked in (("default", {}), ("first", {"aggregation_strategy": "first"}))
+    }
+    assert found == {"default": "Oslo", "first": "Oslo."}
+
+
 def test_the_default_strategy_reads_the_tokens_that_training_labels(tagger: Tagger) -> None:
     words = tuple(SENTENCES[2].split())
     prep = Preprocessing(max_tokens=64)

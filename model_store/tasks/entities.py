@@ -13,14 +13,14 @@ Shape letters: T tokens of the row, C classes.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from prefixbank.model_store.tasks.features import Alignment
@@ -39,29 +39,91 @@ class Strategy(enum.StrEnum):
     MAX = "max"
     WORD = "word"
 
+    @property
+    def fuses_words(self) -> bool:
+        """The tokens of a word get one label together."""
+        return self not in (Strategy.NONE, Strategy.SIMPLE)
+
+
+class _Tagged(NamedTuple):
+    """One token, or the tokens of one word, with their label."""
+
+    tokens: list[int]
+    """Indices in the row."""
+    label: str
+    score: float
+
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Token:
-    """One token of the text, or one word once its tokens are fused."""
+class _Row:
+    """One row's scores and the way back to its text."""
 
-    word: str
-    scores_C: NDArray[np.float32]
-    start: int
-    end: int
-    index: int
-    continues_word: bool
+    scores_TC: NDArray[np.float32]
+    token_ids: NDArray[np.int64]
+    alignment: Alignment
+    labels: Sequence[str]
+    strategy: Strategy
 
+    @property
+    def tokens(self) -> list[int]:
+        """Indices of the text's own tokens."""
+        return [t for t, is_special in enumerate(self.alignment.is_special) if not is_special]
 
-@dataclass(frozen=True, slots=True)
-class _Tagged:
-    """A token or word with its label."""
+    def tagged_tokens(self) -> list[_Tagged]:
+        return self._first_tagged([[t] for t in self.tokens])
 
-    label: str
-    score: np.float32
-    word: str
-    start: int
-    end: int
-    index: int
+    def tagged_words(self) -> list[_Tagged]:
+        continues = self._shares_word if self.strategy is Strategy.WORD else self._looks_continued
+        words = _runs(self.tokens, lambda _, t: continues(t))
+        if self.strategy in (Strategy.AVERAGE, Strategy.MAX):
+            return [self._fused(word) for word in words]
+        return self._first_tagged(words)
+
+    def word(self, tagged: _Tagged) -> str:
+        """Its text, as the pipeline shows it."""
+        tokens = [self._shown(t) for t in tagged.tokens]
+        return self.alignment.tokenizer.join(tokens) if self.strategy.fuses_words else tokens[0]
+
+    def start(self, tagged: _Tagged) -> int:
+        return self.alignment.offsets[tagged.tokens[0]][0]
+
+    def end(self, tagged: _Tagged) -> int:
+        return self.alignment.offsets[tagged.tokens[-1]][1]
+
+    def _first_tagged(self, words: list[list[int]]) -> list[_Tagged]:
+        """Each word with the label of its first token."""
+        best_T, score_T = self.scores_TC.argmax(axis=-1).tolist(), self.scores_TC.max(axis=-1).tolist()
+        return [_Tagged(word, self.labels[best_T[word[0]]], score_T[word[0]]) for word in words]
+
+    def _fused(self, word: list[int]) -> _Tagged:
+        """The word with the label of its mean, or of its surest token."""
+        scores_WC = self.scores_TC[word]
+        is_mean = self.strategy is Strategy.AVERAGE
+        scores_C = scores_WC.mean(axis=0) if is_mean else scores_WC[scores_WC.max(axis=-1).argmax()]
+        best = int(scores_C.argmax())
+        return _Tagged(word, self.labels[best], float(scores_C[best]))
+
+    def _shares_word(self, t: int) -> bool:
+        word_ids = self.alignment.word_ids
+        return word_ids[t] is not None and word_ids[t] == word_ids[t - 1]
+
+    def _looks_continued(self, t: int) -> bool:
+        """The pipeline's guess: WordPiece marks continuation, elsewhere a space stands before a word."""
+        if self._is_unknown(t):
+            return False
+        start, end = self.alignment.offsets[t]
+        if self.alignment.tokenizer.marks_continuation:
+            return len(self._shown(t)) != end - start
+        return start > 0 and " " not in self.alignment.text[start - 1 : start + 1]
+
+    def _shown(self, t: int) -> str:
+        if self._is_unknown(t):
+            start, end = self.alignment.offsets[t]
+            return self.alignment.text[start:end]
+        return self.alignment.tokenizer.token(int(self.token_ids[t]))
+
+    def _is_unknown(self, t: int) -> bool:
+        return bool(self.token_ids[t] == self.alignment.tokenizer.unknown_id)
 
 
 def entities_of(
@@ -70,16 +132,15 @@ def entities_of(
     alignment: Alignment,
     labels: Sequence[str],
     strategy: Strategy,
+    ignored: Collection[str],
 ) -> Answer:
-    """The row's entities, those of ignored labels included."""
-    tokens = _tokens(scores_TC, token_ids, alignment, strategy)
-    if strategy in (Strategy.NONE, Strategy.SIMPLE):
-        tagged = [_tag(token, token.scores_C, labels) for token in tokens]
-    else:
-        tagged = [_fuse(group, labels, alignment, strategy) for group in _groups(tokens, _continues_word)]
+    """The row's entities but those of ignored labels: entity groups, or single tokens for `none`."""
+    row = _Row(scores_TC, token_ids, alignment, labels, strategy)
+    tagged = row.tagged_words() if strategy.fuses_words else row.tagged_tokens()
     if strategy is Strategy.NONE:
-        return [_as_token(entity) for entity in tagged]
-    return [_as_group(group, alignment) for group in _entity_groups(tagged)]
+        return [_as_token(row, token) for token in tagged if token.label not in ignored]
+    groups = _runs(tagged, _continues_entity)
+    return [_as_group(row, group) for group in groups if _group_name(group) not in ignored]
 
 
 def without_overlaps(entities: Answer) -> Answer:
@@ -97,93 +158,46 @@ def _rank(entity: dict[str, Any]) -> tuple[int, float]:
     return entity["end"] - entity["start"], entity["score"]
 
 
-def _tokens(
-    scores_TC: NDArray[np.float32], token_ids: NDArray[np.int64], alignment: Alignment, strategy: Strategy
-) -> list[_Token]:
-    before = (None, *alignment.word_ids[:-1])
-    tokens = []
-    for t, (start, end) in enumerate(alignment.offsets):
-        if alignment.is_special[t]:
-            continue
-        word, continues = _word_of(int(token_ids[t]), start, end, alignment)
-        if strategy is Strategy.WORD:
-            continues = alignment.word_ids[t] is not None and alignment.word_ids[t] == before[t]
-        tokens.append(_Token(word, scores_TC[t], start, end, t, continues))
-    return tokens
-
-
-def _word_of(token_id: int, start: int, end: int, alignment: Alignment) -> tuple[str, bool]:
-    """The token as it is shown, and whether the pipeline takes it as the continuation of a word."""
-    tokenizer, text = alignment.tokenizer, alignment.text
-    if token_id == tokenizer.unknown_id:
-        return text[start:end], False
-    word = tokenizer.token(token_id)
-    if tokenizer.marks_continuation:
-        return word, len(word) != len(text[start:end])
-    return word, start > 0 and " " not in text[start - 1 : start + 1]
-
-
-def _tag(token: _Token, scores_C: NDArray[np.float32], labels: Sequence[str]) -> _Tagged:
-    best = int(scores_C.argmax())
-    return _Tagged(labels[best], scores_C[best], token.word, token.start, token.end, token.index)
-
-
-def _fuse(group: list[_Token], labels: Sequence[str], alignment: Alignment, strategy: Strategy) -> _Tagged:
-    """One word out of its tokens."""
-    if strategy is Strategy.AVERAGE:
-        scores_C = np.nanmean(np.stack([token.scores_C for token in group]), axis=0)
-    elif strategy is Strategy.MAX:
-        scores_C = max(group, key=lambda token: float(token.scores_C.max())).scores_C
-    else:
-        scores_C = group[0].scores_C
-    word = alignment.tokenizer.join([token.word for token in group])
-    return replace(_tag(group[0], scores_C, labels), word=word, end=group[-1].end)
-
-
-def _continues_word(token: _Token, group: list[_Token]) -> bool:
-    return token.continues_word
-
-
-def _entity_groups(tagged: list[_Tagged]) -> list[list[_Tagged]]:
-    return _groups(tagged, lambda entity, group: _continues_entity(entity.label, group[-1].label))
-
-
-def _continues_entity(label: str, previous: str) -> bool:
-    begins, kind = _prefix_and_kind(label)
-    return not begins and kind == _prefix_and_kind(previous)[1]
+def _continues_entity(previous: _Tagged, tagged: _Tagged) -> bool:
+    begins, kind = _prefix_and_kind(tagged.label)
+    return not begins and kind == _prefix_and_kind(previous.label)[1]
 
 
 def _prefix_and_kind(label: str) -> tuple[bool, str]:
     return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def _groups(items: list[ItemT], continues: Callable[[ItemT, list[ItemT]], bool]) -> list[list[ItemT]]:
-    """Runs in which each item but the first continues its run."""
-    groups: list[list[ItemT]] = []
+def _runs(items: list[ItemT], continues: Callable[[ItemT, ItemT], bool]) -> list[list[ItemT]]:
+    """Runs in which each item but the first continues the one before it."""
+    runs: list[list[ItemT]] = []
     for item in items:
-        if groups and continues(item, groups[-1]):
-            groups[-1].append(item)
+        if runs and continues(runs[-1][-1], item):
+            runs[-1].append(item)
         else:
-            groups.append([item])
-    return groups
+            runs.append([item])
+    return runs
 
 
-def _as_token(entity: _Tagged) -> dict[str, Any]:
+def _group_name(group: list[_Tagged]) -> str:
+    return group[0].label.split("-", 1)[-1]
+
+
+def _as_token(row: _Row, token: _Tagged) -> dict[str, Any]:
     return {
-        "entity": entity.label,
-        "score": float(entity.score),
-        "index": entity.index,
-        "word": entity.word,
-        "start": entity.start,
-        "end": entity.end,
+        "entity": token.label,
+        "score": token.score,
+        "index": token.tokens[0],
+        "word": row.word(token),
+        "start": row.start(token),
+        "end": row.end(token),
     }
 
 
-def _as_group(group: list[_Tagged], alignment: Alignment) -> dict[str, Any]:
+def _as_group(row: _Row, group: list[_Tagged]) -> dict[str, Any]:
     return {
-        "entity_group": group[0].label.split("-", 1)[-1],
-        "score": float(np.nanmean([entity.score for entity in group])),
-        "word": alignment.tokenizer.join([entity.word for entity in group]),
-        "start": group[0].start,
-        "end": group[-1].end,
+        "entity_group": _group_name(group),
+        "score": fmean(tagged.score for tagged in group),
+        "word": row.alignment.tokenizer.join([row.word(tagged) for tagged in group]),
+        "start": row.start(group[0]),
+        "end": row.end(group[-1]),
     }

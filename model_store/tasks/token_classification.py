@@ -132,11 +132,11 @@ class TokenClassification:
     ) -> Answer:
         """The entities of one input from the logits [T, C] of its rows."""
         assert isinstance(parameters, TokenClassificationParameters)
+        strategy, ignored = parameters.strategy, parameters.ignored
         entities = [
             entity
             for logits_TC, row in zip(logits, rows, strict=True)
-            for entity in entities_of(softmax(logits_TC), row.token_ids, alignment_of(row), labels, parameters.strategy)
-            if entity.get("entity", entity.get("entity_group")) not in parameters.ignored
+            for entity in entities_of(softmax(logits_TC), row.token_ids, alignment_of(row), labels, strategy, ignored)
         ]
         return without_overlaps(entities) if len(rows) > 1 else entities
 
