@@ -141,7 +141,7 @@ def verify(path: StorePath = DEFAULT_STORE) -> None:
     for finding in prompts.verify():
         typer.echo(str(finding))
         num_faults += 1
-    _remark(f"{len(prompts.list())} tasks, {num_faults} {'fault' if num_faults == 1 else 'faults'}")
+    _remark(f"tasks: {len(prompts.list())}, faults: {num_faults}")
     if num_faults:
         raise typer.Exit(1)
 
