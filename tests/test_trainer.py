@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny import tiny_backbone_folder
 
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
@@ -26,6 +25,7 @@ from prefixbank.trainer.network import build
 from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import Recipe, parse
 from prefixbank.trainer.run import Trained, prepare, train
+from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -275,7 +275,7 @@ def test_served_logits_that_differ_are_refused(root: Path, tmp_path: Path, backb
 
     with pytest.raises(ServingMismatch, match="not published"):
         run(recipe_of(), root, tmp_path, backbone, verify=wrong)
-    assert not (tmp_path / "prompt").exists()
+    assert not (tmp_path / "artifact").exists()
 
 
 def test_a_position_offset_shifts_and_shortens(root: Path, tmp_path: Path, backbone: Backbone) -> None:

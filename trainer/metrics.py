@@ -51,9 +51,7 @@ def matthews(confusion_CC: NDArray[np.int64]) -> float:
     return float(covariance / spread) if spread else 0.0
 
 
-def confusion_interval(
-    metric: Callable[[NDArray[np.int64]], float], confusion_CC: NDArray[np.int64]
-) -> list[float]:
+def confusion_interval(metric: Callable[[NDArray[np.int64]], float], confusion_CC: NDArray[np.int64]) -> list[float]:
     """Bootstrap interval of a metric: drawing rows is drawing cells of their confusion matrix."""
     total = int(confusion_CC.sum())
     random = np.random.default_rng(0)

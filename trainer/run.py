@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROMPT_FOLDER = "prompt"
+ARTIFACT_FOLDER = "artifact"
 METRIC_TOLERANCE = 0.01
 """How far the served metric may lie from the trained one: ties fall either way."""
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -188,7 +188,7 @@ def _finish(network: Network, prepared: _Prepared, state: State, out: Path, veri
     written["serving_check"] = (
         None if verify is None else check_serving(prompt, network, rows, logits[prepared.reported], prepared, verify)
     )
-    folder = out / PROMPT_FOLDER
+    folder = out / ARTIFACT_FOLDER
     if folder.exists():
         shutil.rmtree(folder)
     artifact.write(prompt, folder)
