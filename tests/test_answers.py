@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import TextClassificationOutputElement, TokenClassificationOutputElement
-from tests.test_encoding import LIMITS, POSITIONS, prompt_of
-from tests.tiny import tiny_tokenizer
 
 from prefixbank.model_store.task_prompt import TaskFamily
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 from prefixbank.serving.answers import answer
 from prefixbank.serving.encoding import Encoder
+from tests.test_encoding import LIMITS, POSITIONS, prompt_of
+from tests.tiny import tiny_tokenizer
 
 TEXT = prompt_of()
 TOKEN = prompt_of(TaskFamily.TOKEN_CLASSIFICATION)
@@ -47,6 +47,10 @@ def test_one_text_gives_a_nested_list_of_labels(encoder: Encoder) -> None:
 def test_a_batch_of_texts_gives_a_list_for_each(encoder: Encoder) -> None:
     found = ask(encoder, TEXT, ["the film", "a film", ""], top_k=1)
     assert [[choice["label"] for choice in choices] for choices in found] == [["B-X"]] * 3
+
+
+def test_more_labels_than_there_are_is_all_of_them(encoder: Encoder) -> None:
+    assert len(ask(encoder, TEXT, "the film", top_k=10**30)[0]) == 3
 
 
 def test_one_pair_gives_a_nested_list_of_labels(encoder: Encoder) -> None:

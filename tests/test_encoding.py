@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tests.tiny import SENTENCES, tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefixbank.model_store.errors import (
     BackboneError,
     InputTooLong,
     InvalidRequest,
     Overloaded,
+    RequestError,
     ShuttingDown,
     UnsupportedFamily,
 )
@@ -30,6 +33,7 @@ from prefixbank.model_store.task_prompt import (
 )
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 from prefixbank.serving.encoding import EncodedRequest, Encoder, EncodingLimits
+from tests.tiny import SENTENCES, tiny_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,9 +60,12 @@ TOKEN = prompt_of(TaskFamily.TOKEN_CLASSIFICATION)
 LIMITS = EncodingLimits(max_inputs=4, max_characters=10_000, max_rows=6, max_pending=2, num_threads=1)
 
 
-@pytest.fixture(scope="module")
+TOKENIZER = TextTokenizer(tiny_tokenizer("bert"))
+
+
+@pytest.fixture
 def tokenizer() -> TextTokenizer:
-    return TextTokenizer(tiny_tokenizer("bert"))
+    return TOKENIZER
 
 
 @pytest.fixture
@@ -122,6 +129,35 @@ def test_what_does_not_fit_is_refused(
 def test_too_many_windows_in_all_are_refused(encoder: Encoder) -> None:
     with pytest.raises(InvalidRequest, match="windows or more, wanted at most 6"):
         encode(encoder, ["the film " * 30] * 4, TOKEN, stride=2)
+
+
+TEXTS = st.text(st.characters(), max_size=20)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS | st.sampled_from(["text", "text_pair"]), inner),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["truncation", "top_k", "stride", "ignore_labels", "delimiter", "is_split_into_words"])
+
+
+@given(inputs=JSON | st.lists(TEXTS), asked=st.dictionaries(NAMES, JSON, max_size=2), number=st.integers(0, 2))
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_encoded_or_refused_as_the_callers_mistake(
+    inputs: object, asked: dict[str, object], number: int
+) -> None:
+    encoder = Encoder(TOKENIZER, lambda offset: POSITIONS, LIMITS)
+    encoder.close()
+    with contextlib.suppress(RequestError):
+        request = encoder.encode_now((prompt_of(), prompt_of(pair=True), TOKEN)[number], inputs, asked)
+        assert all(2 <= row.num_tokens <= 16 for row in request.rows)
+        assert sum(request.num_rows_of_input) == len(request.rows)
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("stride", TOKEN), ("top_k", prompt_of())])
+def test_numbers_of_any_size_are_taken_or_refused(encoder: Encoder, name: str, prompt: TaskPrompt) -> None:
+    for value in (-1, 10**30):
+        with contextlib.suppress(RequestError):
+            encode(encoder, "the film", prompt, **{name: value})
 
 
 def test_what_is_cut_is_said(encoder: Encoder) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from tests.tiny import SENTENCES, tiny_config, tiny_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, TextClassificationPipeline
 
@@ -17,6 +16,7 @@ from prefixbank.model_store.tasks import family_of
 from prefixbank.model_store.tasks.features import Text, Words
 from prefixbank.model_store.tasks.text_classification import TextClassification
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
+from tests.tiny import SENTENCES, tiny_config, tiny_tokenizer
 
 if TYPE_CHECKING:
     from prefixbank.model_store.tasks.features import Features

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from tests.tiny import SENTENCES, tiny_config, tiny_tokenizer
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForTokenClassification,
@@ -27,6 +26,7 @@ from prefixbank.model_store.tasks.token_classification import (
     word_classes,
 )
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
+from tests.tiny import SENTENCES, tiny_config, tiny_tokenizer
 
 if TYPE_CHECKING:
     from prefixbank.model_store.tasks.features import Features, TaskInput

