@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
-from tests.tiny import ARCHITECTURES, LAYERS, prompt_pools, random_prompt, tiny_backbone_folder
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.backbones.packing import PackRow
+from tests.tiny import ARCHITECTURES, LAYERS, prompt_pools, random_prompt, tiny_backbone_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import torch
-from tests.tiny import LAYERS, prompt_pools, tiny_backbone_folder
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.backbones.packing import PackRow
+from tests.tiny import LAYERS, prompt_pools, tiny_backbone_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -30,9 +30,14 @@ class Architecture:
     """Path from a layer to the module that calls the attention interface."""
     config_fields: tuple[str, ...]
     """The config fields that, with the weights, decide the numbers: they go into the fingerprint."""
-    has_token_types: bool = True
+    token_types: bool = True
+    """The embeddings take token types."""
     counts_from_padding: bool = False
     """Positions begin after the padding index (RoBERTa family)."""
+
+    def has_token_types(self, config: PreTrainedConfig) -> bool:
+        """Whether the type of a token makes a difference: with one type (RoBERTa) it makes none."""
+        return self.token_types and config.type_vocab_size > 1
 
     def positions(self, config: PreTrainedConfig) -> PositionRule:
         count = int(config.max_position_embeddings)
@@ -71,9 +76,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xlm-roberta": _ROBERTA,
     "electra": Architecture("encoder.layer", "attention.self", (*_BERT_FIELDS, "embedding_size")),
     "distilbert": Architecture(
-        "transformer.layer", "attention", (*_SIZES, "hidden_dim", "activation"), has_token_types=False
+        "transformer.layer", "attention", (*_SIZES, "hidden_dim", "activation"), token_types=False
     ),
-    "modernbert": Architecture("layers", "attn", _MODERNBERT_FIELDS, has_token_types=False),
+    "modernbert": Architecture("layers", "attn", _MODERNBERT_FIELDS, token_types=False),
 }
 """transformers' `model_type` to what we know of it."""
 

@@ -44,6 +44,7 @@ class Backbone:
     pooler: nn.Module | None
     """The checkpoint's own pooler; None where it has none, never a random one."""
     has_token_types: bool
+    """Whether the type ids of packed tokens are read; where they are not they may hold anything."""
 
     @property
     def fingerprint(self) -> str:

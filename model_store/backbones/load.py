@@ -64,7 +64,7 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32, device: to
         device=torch.device(device),
         model=model,
         pooler=pooler,
-        has_token_types=architecture.has_token_types,
+        has_token_types=architecture.has_token_types(config),
     )
     _mark_layers(model, architecture, config)
     _probe(backbone)
