@@ -36,7 +36,8 @@ from prefixbank.model_store.task_prompt import (
 
 SCHEMA_VERSION = 1
 
-MAX_MANIFEST_BYTES = 4 << 20
+MAX_MANIFEST_BYTES = 1 << 20
+"""Keeps the worst hostile manifest under half a second of parsing."""
 MAX_TENSOR_FILE_BYTES = 4 << 30
 MAX_PREFIX_LENGTH = 65_536
 MAX_LABELS = 65_536

@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.prompt_cases import NO_POOLER, OWN_POOLER, TINY, make_prompt, same_prompt
 
 from prefixbank.model_store import artifact
 from prefixbank.model_store.errors import ArtifactError, UnexpectedFile, WrongShape
 from prefixbank.model_store.task_prompt import Provenance, TaskFamily
+from tests.prompt_cases import NO_POOLER, OWN_POOLER, TINY, make_prompt, same_prompt
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tests.prompt_cases import NO_POOLER, TINY, Forger, forge, make_prompt, refused, spell
 
 from prefixbank.model_store import artifact, errors
 from prefixbank.model_store.task_prompt import Head, HeadSpec, Pooler, TaskFamily
+from tests.prompt_cases import NO_POOLER, TINY, Forger, forge, make_prompt, refused, spell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
