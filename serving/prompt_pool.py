@@ -10,10 +10,12 @@ Shape letters: L layers, H heads, N pool tokens, D head dim, S slots, Q head row
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
+import numpy as np
 import torch
 
 from prefixbank.kernels.plan import NO_PROMPT_SLOT, LayerPrefix
@@ -24,6 +26,8 @@ from prefixbank.serving.tier import TierState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from torch import Tensor
 
     from prefixbank.model_store.task_prompt import BackboneRef
     from prefixbank.serving.staging import StagedPrompt
@@ -73,10 +77,10 @@ class PromptPool:
         num_rows = max(int(budget_bytes * head_share) // self._row_bytes, 1)
         num_slots = min(num_rows + 1, MAX_SLOTS)
 
-        self._k_HND = torch.zeros(heads, num_tokens, dim, dtype=dtype, device=device)
-        self._v_HND = torch.zeros_like(self._k_HND)
-        self.head_rows_QM = torch.zeros(num_rows, width, dtype=torch.float32, device=device)
-        self.head_bias_Q = torch.zeros(num_rows, dtype=torch.float32, device=device)
+        self._k_HND = _zeros((heads, num_tokens, dim), dtype, device)
+        self._v_HND = _zeros((heads, num_tokens, dim), dtype, device)
+        self.head_rows_QM = _zeros((num_rows, width), torch.float32, device)
+        self.head_bias_Q = _zeros((num_rows,), torch.float32, device)
         self._start_LS = torch.zeros(layers, num_slots, dtype=torch.int32, device=device)
         self._length_LS = torch.zeros_like(self._start_LS)
         self.layer_prefixes = [
@@ -280,6 +284,13 @@ class Lease:
 
     def __exit__(self, *exc: object) -> None:
         self.release()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on the CPU the system hands out the pages when they are first written, so an empty pool costs nothing."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def _check_runs(held: list[Run], runs: Runs) -> None:

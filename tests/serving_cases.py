@@ -72,7 +72,16 @@ def random_prompt(
 
 def mixed_tasks(backbone: Backbone) -> dict[Address, TaskPrompt]:
     """Eight tasks that differ in everything a task may differ in."""
-    poolers = (Pooler.NONE, Pooler.BACKBONE, Pooler.OWN, Pooler.OWN, Pooler.BACKBONE, Pooler.NONE, Pooler.NONE, Pooler.NONE)
+    poolers = (
+        Pooler.NONE,
+        Pooler.BACKBONE,
+        Pooler.OWN,
+        Pooler.OWN,
+        Pooler.BACKBONE,
+        Pooler.NONE,
+        Pooler.NONE,
+        Pooler.NONE,
+    )
     return {
         Address(f"tenant{number % 3}", f"task{number}"): random_prompt(
             backbone,

@@ -43,7 +43,11 @@ class Bench:
         self.scheduler = Scheduler(token_budget, 100, 10**6, time.monotonic)
         self.reports: list[BatchReport] = []
         self.engine = Engine(
-            backbone, self.pool, self.scheduler, clock=time.monotonic, on_batch=lambda report: self.reports.append(report)
+            backbone,
+            self.pool,
+            self.scheduler,
+            clock=time.monotonic,
+            on_batch=lambda report: self.reports.append(report),
         )
 
     def prompt(self, seed: int, length: int = 5) -> LoadedPrompt:
