@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
-from tests.kernel_cases import TOLERANCE, Case, distance, make_case
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+from tests.kernel_cases import TOLERANCE, Case, distance, make_case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

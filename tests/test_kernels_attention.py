@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, int32, make_case, make_prefix
-from tests.kernel_cases import poisoned_memory as poisoned_memory
 from torch.nn.functional import scaled_dot_product_attention
 
 from prefixbank.kernels.attention import Route, route_of
 from prefixbank.kernels.plan import BatchPlan, LayerPrefix, Mode
+from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, int32, make_case, make_prefix
+from tests.kernel_cases import poisoned_memory as poisoned_memory
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

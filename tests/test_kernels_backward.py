@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kernel_cases import DTYPES, GRADIENT_TOLERANCE, VIEWS, Case, distance, every_edge, make_case
-from tests.kernel_cases import poisoned_memory as poisoned_memory
 
 from prefixbank.kernels.plan import BatchPlan, Mode
 from prefixbank.kernels.reference import reference_attention
+from tests.kernel_cases import DTYPES, GRADIENT_TOLERANCE, VIEWS, Case, distance, every_edge, make_case
+from tests.kernel_cases import poisoned_memory as poisoned_memory
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
 from benchmarks import attention_cpu
 
 if TYPE_CHECKING:

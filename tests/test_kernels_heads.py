@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tests.kernel_cases import int32
 from torch import Tensor
 from torch.nn.functional import linear
 
 from prefixbank.kernels.heads import apply_heads
+from tests.kernel_cases import int32
 
 ARENA_ROWS, WIDTH = 40, 24
 

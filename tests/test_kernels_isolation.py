@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, make_case
 
 from prefixbank.kernels.plan import BatchPlan, Mode
+from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, make_case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
