@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from prefixbank.model_store.task_prompt import BackboneRef
 
 
+LEAST_TOKENS = 16
+"""A matrix product of fewer rows takes another path in CPU libraries and rounds otherwise, so shorter batches are
+filled up with tokens of no row: a row then has the same bits alone and in company."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Backbone:
     """A frozen encoder. Build it with `load_backbone`: that checks that every layer goes through the seam."""
@@ -89,8 +94,8 @@ class Backbone:
         """
         if self.pooler is None:
             raise BackboneError(f"backbone {self.ref.name!r} has no pooler of its own; the head must carry one")
-        pooled_RM: Tensor = self.pooler(first_RM[:, None])
-        return pooled_RM
+        pooled_RM: Tensor = self.pooler(_filled(first_RM)[:, None])
+        return pooled_RM[: len(first_RM)]
 
     @torch.no_grad()
     def key_values(self, tokens: PackedTokens) -> Tensor:
@@ -99,7 +104,7 @@ class Backbone:
         plan = BatchPlan.build(lengths, [NO_PROMPT_SLOT] * len(lengths), mode=tokens.plan.mode, device=self.device)
         call = RecordingCall(plan, self.no_prefixes())
         self._run(tokens, call)
-        layers = [torch.stack(kv).transpose(1, 2) for kv in zip(call.keys_LTHD, call.values_LTHD, strict=True)]
+        layers = [torch.stack(kv)[:, : tokens.plan.num_tokens].transpose(1, 2) for kv in zip(call.keys_LTHD, call.values_LTHD, strict=True)]
         return torch.stack(layers)
 
     def no_prefixes(self) -> list[LayerPrefix]:
@@ -109,10 +114,19 @@ class Backbone:
         return [LayerPrefix(pool_H0D, pool_H0D, nothing_1, nothing_1)] * self.ref.num_layers
 
     def _run(self, tokens: PackedTokens, call: SeamCall) -> Tensor:
-        types = {"token_type_ids": tokens.type_ids_T[None]} if self.has_token_types else {}
+        types = {"token_type_ids": _filled(tokens.type_ids_T)[None]} if self.has_token_types else {}
         output = self.model(
-            input_ids=tokens.token_ids_T[None], position_ids=tokens.position_ids_T[None], seam_call=call, **types
+            input_ids=_filled(tokens.token_ids_T)[None],
+            position_ids=_filled(tokens.position_ids_T)[None],
+            seam_call=call,
+            **types,
         )
         call.check_complete()
         hidden_TM: Tensor = output.last_hidden_state[0]
-        return hidden_TM
+        return hidden_TM[: len(tokens.token_ids_T)]
+
+
+def _filled(x: Tensor) -> Tensor:
+    """Append zeros along the first dimension, up to `LEAST_TOKENS`."""
+    missing = LEAST_TOKENS - len(x)
+    return x if missing <= 0 else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
