@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 
 from prefixbank.kernels.plan import LayerPrefix
-from prefixbank.model_store.backbones.backbone import Backbone
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.backbones.packing import PackRow
+
+if TYPE_CHECKING:
+    from prefixbank.model_store.backbones.backbone import Backbone
 
 SLOT_START, SLOT_LENGTH = (0, 0, 16, 32), (0, 5, 16, 64)
 

@@ -104,7 +104,8 @@ class Backbone:
         plan = BatchPlan.build(lengths, [NO_PROMPT_SLOT] * len(lengths), mode=tokens.plan.mode, device=self.device)
         call = RecordingCall(plan, self.no_prefixes())
         self._run(tokens, call)
-        layers = [torch.stack(kv)[:, : tokens.plan.num_tokens].transpose(1, 2) for kv in zip(call.keys_LTHD, call.values_LTHD, strict=True)]
+        own_LTHD = zip(call.keys_LTHD, call.values_LTHD, strict=True)
+        layers = [torch.stack(kv)[:, : tokens.plan.num_tokens].transpose(1, 2) for kv in own_LTHD]
         return torch.stack(layers)
 
     def no_prefixes(self) -> list[LayerPrefix]:
