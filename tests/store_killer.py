@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.prompt_cases import make_prompt
-
 from prefixbank.model_store.store import Address, PromptStore
+from tests.prompt_cases import make_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,11 +75,12 @@ def was_killed(child: int) -> bool:
 
 
 def faults(root: Path) -> int:
-    """Findings after a kill, and whether the store still takes a prompt in."""
+    """Findings after a kill, and after the store has taken in the prompt that was being written."""
     store = PromptStore(root)
     found = [*store.verify()]
-    store.promote(TASK, store.publish(TASK, make_prompt(0)))
-    found += store.verify()
+    store.promote(TASK, store.publish(TASK, make_prompt(2)))
+    if store.resolve(TASK) not in {record.revision for record in store.show(TASK).revisions}:
+        raise RuntimeError("what was published after the kill is not there")
     for finding in found:
         sys.stderr.write(f"{finding}\n")
     return len(found)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from prefixbank.model_store.store import Address, PromptStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +27,7 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
     return printed.splitlines()
 
 
+@pytest.mark.slow
 def test_a_writer_killed_before_any_touch_of_the_disk_leaves_the_store_whole(tmp_path: Path) -> None:
     [line] = finish(start("store_killer", "steps", tmp_path, 0))
     killed, faults = int(line.split()[0]), int(line.split()[2])
