@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from tests.prompt_cases import make_prompt
-
 from prefixbank.model_store.store import Address, PromptStore
+from tests.prompt_cases import make_prompt
 
 
 def main(root: str, task: str, seed: str, count: str) -> None:

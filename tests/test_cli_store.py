@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.prompt_cases import make_prompt
 
 from prefixbank import cli
 from prefixbank.model_store import artifact
 from prefixbank.model_store.store import Address, PromptStore
+from tests.prompt_cases import make_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

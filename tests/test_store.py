@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.prompt_cases import Forger, make_prompt, same_prompt
 
 from prefixbank.model_store import artifact, errors
 from prefixbank.model_store.address import is_name
 from prefixbank.model_store.alias import MAX_HISTORY, AliasRecord, promoted, rolled_back
 from prefixbank.model_store.store import Address, PromptStore
+from tests.prompt_cases import Forger, make_prompt, same_prompt
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -36,14 +36,14 @@ def test_a_writer_killed_before_any_touch_of_the_disk_leaves_the_store_whole(tmp
 
 
 def test_writers_killed_at_random_times_leave_the_store_whole(tmp_path: Path) -> None:
-    assert finish(start("store_killer", "timed", tmp_path / "store", 60)) == ["60 killed, 0 faults"]
+    assert finish(start("store_killer", "timed", tmp_path / "store", 30)) == ["30 killed, 0 faults"]
     store = PromptStore(tmp_path / "store")
     store.collect_staging(older_than_s=-1)
     assert os.listdir(store.root / ".staging") == []
 
 
 def test_two_processes_that_publish_and_promote_at_once_lose_nothing(tmp_path: Path) -> None:
-    store, count = PromptStore(tmp_path / "store"), 25
+    store, count = PromptStore(tmp_path / "store"), 15
     writers = [start("store_writer", store.root, TASK, 1000 * number, count) for number in range(2)]
     told = [line for writer in writers for line in finish(writer) if line != "ready"]
     assert len(set(told)) == 2 * count
@@ -56,7 +56,7 @@ def test_two_processes_that_publish_and_promote_at_once_lose_nothing(tmp_path: P
 
 def test_a_reader_beside_a_writer_never_sees_half_of_anything(tmp_path: Path) -> None:
     store = PromptStore(tmp_path / "store")
-    writer = start("store_writer", store.root, TASK, 0, 60)
+    writer = start("store_writer", store.root, TASK, 0, 30)
     assert writer.stdout is not None
     assert [writer.stdout.readline(), len(writer.stdout.readline())] == ["ready\n", 65]
     seen = set()
