@@ -6,7 +6,8 @@ It refuses to know what a replica does.
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -52,9 +53,10 @@ def running(config: ServeConfig, run_folder: Path) -> Iterator[None]:
         _deploy(config)
         yield
     finally:
-        if ray.is_initialized():
-            serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        with redirect_stdout(StringIO()):  # Ray prints that its controller, asked to end, has ended
+            if ray.is_initialized():
+                serve.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
 
 
 def _start_cluster(config: ServeConfig, run_folder: Path) -> None:

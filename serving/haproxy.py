@@ -2,7 +2,8 @@
 
 Corrected is what Ray has no setting for: the statistics and metrics ports listen on the loopback interface only, the
 front alone listens where clients are, HAProxy's own errors have the shape of ours, slow headers are cut off, and
-HAProxy dies with its parent, so that even a killed server leaves none behind. It refuses to know Ray.
+HAProxy dies with its parent, so that even a killed server leaves none behind. One thing stays HAProxy's own: the HTML
+page for bytes that are no HTTP request at all. It refuses to know Ray.
 """
 
 from __future__ import annotations
@@ -67,6 +68,23 @@ ERRORS = (
 _NO_SUCH_METHOD = OwnError(405, "Method Not Allowed", "no route takes this method", "method_not_allowed").returned(
     f" if !{{ method {_METHODS} }}"
 )
+_NO_PATH = OwnError(400, "Bad Request", "the target of a request is a path", "invalid_http").returned(
+    " if !{ path_beg / }"
+)
+_FRONT_RULES = (
+    _NO_SUCH_METHOD,
+    _NO_PATH,
+    "    http-request del-header upgrade",  # no route speaks WebSocket
+    # Ray Serve decodes these headers, steers by them, and names the exchange a second time
+    *(
+        f"    http-request del-header {name}"
+        for name in ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id")
+    ),
+    "    http-request del-header x-request-id if ! { req.hdr(x-request-id) -m reg ^[!-~]{1,128}$ }",
+    "    http-request set-header x-request-id %[req.hdr(x-request-id)] if { req.hdr(x-request-id) -m found }",
+    "    http-response set-header x-request-id %[res.hdr(x-request-id)] if { res.hdr(x-request-id) -m found }",
+    "    http-response del-header server",
+)
 _NO_REPLICA = OwnError(503, "Service Unavailable", "no replica is ready", "unavailable").returned("")
 
 
@@ -84,13 +102,13 @@ def _corrected_lines(text: str, public_host: str, error_folder: Path) -> Iterato
             yield f"    bind {public_host if section == _FRONTEND else LOOPBACK}:{bind[1]}"
         elif "http-request return status 404" in line:  # no application: a server that starts or ends
             yield _NO_REPLICA
-        elif not line.lstrip().startswith("errorfile ") and line not in (_HEADER_TIMEOUT, _NO_SUCH_METHOD):
+        elif not line.lstrip().startswith("errorfile ") and line not in (_HEADER_TIMEOUT, *_FRONT_RULES):
             yield line
         if line.strip() == "defaults":
             yield _HEADER_TIMEOUT
             yield from (f"    errorfile {error.status} {_file_of(error, error_folder)}" for error in ERRORS)
         elif bind and section == _FRONTEND:
-            yield _NO_SUCH_METHOD
+            yield from _FRONT_RULES
 
 
 def _file_of(error: OwnError, folder: Path) -> Path:

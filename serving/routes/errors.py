@@ -50,6 +50,7 @@ TABLE: dict[type[Exception], Rule] = {
     tree.ArtifactError: Rule(Status.FAILED_DEPENDENCY, "broken_prompt", _UNFIT),
     tree.BackboneError: Rule(Status.FAILED_DEPENDENCY, "unfit_prompt", _UNFIT),
     tree.PromptTooLarge: Rule(Status.FAILED_DEPENDENCY, "unfit_prompt", _UNFIT),
+    tree.StoreError: Rule(Status.SERVICE_UNAVAILABLE, "store_unavailable", "the prompt store cannot be read now"),
     tree.Overloaded: Rule(Status.TOO_MANY_REQUESTS, "overloaded"),
     tree.DeadlineExceeded: Rule(Status.GATEWAY_TIMEOUT, "deadline_exceeded"),
     tree.ShuttingDown: Rule(Status.SERVICE_UNAVAILABLE, "shutting_down"),

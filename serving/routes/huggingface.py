@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefixbank.model_store.address import LIVE, Address, is_name
-from prefixbank.model_store.errors import InvalidRequest, StoreError, UnknownTask
+from prefixbank.model_store.errors import (
+    InvalidRequest,
+    NoSuchAlias,
+    NoSuchRevision,
+    NoSuchTask,
+    StoreError,
+    UnknownTask,
+)
 from prefixbank.serving.routes.wire import Response
 
 if TYPE_CHECKING:
@@ -75,7 +82,7 @@ async def _ask(site: Site, target: Target, envelope: Envelope, asker: str | None
     address, alias = target
     try:
         return await site.service.answer(address, *envelope, alias=alias, tenant=asker or address.tenant)
-    except UnknownTask:
+    except (UnknownTask, NoSuchTask, NoSuchAlias, NoSuchRevision):
         raise unknown_task(address) from None
 
 
