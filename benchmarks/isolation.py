@@ -55,7 +55,7 @@ def main() -> int:
         addresses = _publish(store, backbone)
         with Predictor(backbone, store) as alone:
             wanted = {
-                asked: Got(*alone.answer(asked.address, asked.text)[:2])
+                asked: Got(*alone.answer(asked.address, asked.text, {"truncation": True})[:2])
                 for asked in (Asked(address, text) for address in addresses for text in texts)
             }
         mixture = chance.choices(list(wanted), k=arguments.requests)
