@@ -40,6 +40,7 @@ ZIPF_EXPONENT = 1.5
 CLIENTS = (1, 64)
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
 GATE_REQUESTS = 100
+CUT = {"truncation": True}
 WORDS = ("the", "a", "court", "film", "plot", "was", "not", "very", "slow", "bright", "and", "law", "city", "rain")
 
 
@@ -111,7 +112,7 @@ async def drive(service: Service, mix: Mix, num_clients: int, seconds: float, se
 
     async def client() -> None:
         while (began := time.perf_counter()) < end:
-            await service.answer(address_of(next(picks)), next(inputs))
+            await service.answer(address_of(next(picks)), next(inputs), CUT)
             latencies.append(time.perf_counter() - began)
 
     await asyncio.gather(*(client() for _ in range(num_clients)))
@@ -124,7 +125,7 @@ async def ask_all(service: Service, num_tasks: int) -> list[float]:
     scores: list[float] = []
     for start in range(0, num_tasks, GATE_REQUESTS):
         wave = range(start, min(start + GATE_REQUESTS, num_tasks))
-        answers = await asyncio.gather(*(service.answer(address_of(n), inputs[n]) for n in wave))
+        answers = await asyncio.gather(*(service.answer(address_of(n), inputs[n], CUT) for n in wave))
         scores += [answer.value[0][0]["score"] for answer in answers]
     return scores
 
