@@ -187,7 +187,7 @@ class Catalog:
     def _load(self, address: Address, revision: str) -> LoadedPrompt:
         broken = self._broken.get(revision)
         if broken is not None and self._clock() < broken.until:
-            raise broken.error
+            raise _anew(broken.error)
         began = self._clock()
         try:
             prompt = prepare(self._source.load(address, revision), revision, self._backbone)
@@ -211,7 +211,7 @@ class Catalog:
         known = self._broken.get(revision)
         if known is None or str(known.error) != str(error):
             logger.error("%s revision %s cannot be served: %s: %s", address, revision, type(error).__name__, error)
-        self._broken[revision] = _Broken(error, self._clock() + BROKEN_FOR_S)
+        self._broken[revision] = _Broken(_anew(error), self._clock() + BROKEN_FOR_S)
 
     def _error_of(self, revision: str) -> str | None:
         broken = self._broken.get(revision)
@@ -272,6 +272,11 @@ class Catalog:
                 self._events.gone(revision)
         for revision in [revision for revision in list(self._broken) if revision not in wanted]:
             self._broken.pop(revision, None)
+
+
+def _anew(error: PrefixbankError) -> PrefixbankError:
+    """The same error without its traceback, which would grow with each raise and keep what was loaded alive."""
+    return type(error)(*error.args)
 
 
 def _facts_of(prompt: LoadedPrompt) -> TaskFacts:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from prefixbank.serving.loaded_prompt import LoadedPrompt
 
 
+STUCK_AFTER_TIMEOUTS = 2.0
+"""Entries leave the queue at their deadline whenever a batch is formed: an older one means that none is."""
 CHECK_TENANT = "check"
 """Who asks in `Service.logits`."""
 CHECK_ROWS = 256
@@ -190,7 +192,8 @@ class Service:
 
     def health(self) -> Health:
         queue = self._scheduler.state()
-        status = "draining" if self._scheduler.closed else "ok" if self._engine.is_alive else "failed"
+        is_stuck = queue.oldest_age_s > STUCK_AFTER_TIMEOUTS * self._limits.timeout_s
+        status = "draining" if self._scheduler.closed else "failed" if is_stuck or not self._engine.is_alive else "ok"
         return Health(status, route_of(self._backbone.device).value, self._engine.num_failed_steps, queue.depth)
 
     def info(self) -> ServiceInfo:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from prefixbank.model_store.address import Address
 from prefixbank.model_store.backbones.load import load_backbone
@@ -27,6 +28,7 @@ from prefixbank.model_store.store import PromptStore
 from prefixbank.serving.limits import Limits
 from prefixbank.serving.memory_store import MemoryStore
 from prefixbank.serving.predict import Predictor
+from prefixbank.serving.scheduler import QueueState
 from prefixbank.serving.service import Service
 from tests.serving_cases import mixed_tasks, random_prompt, texts
 from tests.tiny import tiny_backbone_folder
@@ -327,3 +329,27 @@ def test_health_information_and_tasks_say_what_runs(backbone: Backbone) -> None:
             address: answer.revision for address, answer in answers.items()
         }
         assert all(status.facts.labels == tasks[address].labels for address, status in statuses.items())
+
+
+def test_an_engine_that_forms_no_batches_is_reported_as_failed(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Service(backbone, MemoryStore(), Limits(timeout_s=5.0)) as service:
+        stuck = QueueState(depth=1, tokens=9, oldest_age_s=11.0)
+        monkeypatch.setattr(service._scheduler, "state", lambda: stuck)
+        assert service.health().status == "failed"
+
+
+def test_an_answer_in_bf16_is_near_the_one_computed_alone(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tiny_backbone_folder(tmp_path_factory.mktemp("tiny"), "bert")
+    half = load_backbone(str(folder), dtype=torch.bfloat16)
+    tasks = {address: prompt for address, prompt in mixed_tasks(half).items() if prompt.family == "text-classification"}
+    requests = mixture(tasks, 60)
+    wanted = alone(half, tasks, requests)
+    with Service(half, MemoryStore(tasks)) as service:
+        found = answer_all(service, requests)
+    for answer, other in zip(found, wanted, strict=True):
+        scores, others = ({one["label"]: one["score"] for one in each.value[0]} for each in (answer, other))
+        assert scores == pytest.approx(others, abs=1e-2)
