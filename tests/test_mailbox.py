@@ -7,7 +7,6 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-
 from prefixbank.serving.mailbox import Mailbox
 
 if TYPE_CHECKING:
