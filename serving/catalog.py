@@ -261,17 +261,23 @@ class Catalog:
 
     def _let_go(self) -> None:
         """Drop what was deleted from the store. What is merely not live may come back by a rollback."""
-        wanted = set(self._live.values())
+        wanted, held = set(self._live.values()), set(self._cache.revisions)
         for revision in [revision for revision in list(self._origin) if revision not in wanted]:
-            try:
-                self._source.find_revision(self._origin[revision], revision)
-            except (NoSuchTask, NoSuchRevision):
-                del self._origin[revision]
-                self._facts.pop(revision, None)
-                self._cache.drop(revision)
-                self._events.gone(revision)
+            if revision in held and self._exists(revision):
+                continue
+            del self._origin[revision]
+            self._facts.pop(revision, None)
+            self._cache.drop(revision)
+            self._events.gone(revision)
         for revision in [revision for revision in list(self._broken) if revision not in wanted]:
             self._broken.pop(revision, None)
+
+    def _exists(self, revision: str) -> bool:
+        try:
+            self._source.find_revision(self._origin[revision], revision)
+        except (NoSuchTask, NoSuchRevision):
+            return False
+        return True
 
 
 def _anew(error: PrefixbankError) -> PrefixbankError:
