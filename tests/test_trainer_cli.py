@@ -14,6 +14,7 @@ from prefixbank.model_store.store import PromptStore
 from tests.tiny import SENTENCES, tiny_backbone_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     Run = Callable[..., tuple[int, str, str]]
