@@ -36,7 +36,7 @@ class Checkpoint(NamedTuple):
 
 def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Replace the folder's checkpoint; a crash at any moment leaves the old or the new one whole."""
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = safetensors.torch.save(whole, {_KEY: json.dumps(state)})
     replace_file(folder / FILE, [content], staging=folder)
     sync_folder(folder)

@@ -175,8 +175,8 @@ class Loop:
         self.best = {name: tensor.to(self.trained[name].device) for name, tensor in parts["best"].items()}
         for key, tensor in parts["adam"].items():
             moment, _, name = key.partition(".")
-            device = self.trained[name].device
-            self.optimiser.state[self.trained[name]][moment] = tensor if moment == "step" else tensor.to(device)
+            parameter = self.trained[name]
+            self.optimiser.state[parameter][moment] = tensor.to(parameter.device)
 
     def _epoch(self, asked: threading.Event) -> None:
         order = epoch_order(self.lengths, self.recipe.optimiser.batch_rows, self.recipe.seed, self.state.epoch)

@@ -59,6 +59,7 @@ def train(
     from prefixbank.trainer.progress import display_for_terminal
     from prefixbank.trainer.recipe import load
 
+    _need_serving()
     chosen = load(recipe, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
     if promote and publish is None:
         raise TrainingError("--promote: found no --publish, wanted one: only what is published can be served")
@@ -91,6 +92,18 @@ def served_logits(prompt: TaskPrompt, rows: Sequence[Features], backbone: Backbo
 
     with Predictor(backbone, {}) as predictor:
         return predictor.logits(prompt, rows)
+
+
+def _need_serving() -> None:
+    """Refuse before training what could not be checked after it."""
+    from prefixbank.model_store.errors import TrainingError
+
+    try:
+        import prefixbank.serving.predict  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise TrainingError(
+            f"the check by the serving engine lacks {error.name}: pip install prefixbank[train]"
+        ) from error
 
 
 def _address(text: str, recipe: Recipe) -> Address:
