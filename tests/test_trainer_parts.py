@@ -19,6 +19,7 @@ from prefixbank.trainer.interruption import catch_interruption
 from prefixbank.trainer.loop import Epoch, State, rate_factor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=200)
@@ -101,6 +102,15 @@ def test_a_file_of_another_program_is_no_checkpoint(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
+@pytest.fixture
+def attended() -> Iterator[None]:
+    """As in a terminal: a job that a shell started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("attended")
 def test_the_first_interruption_asks_and_the_second_insists() -> None:
     with catch_interruption() as asked:
         signal.raise_signal(signal.SIGINT)
