@@ -20,7 +20,7 @@ from prefixbank.serving.haproxy import LOOPBACK
 from prefixbank.serving.replica import deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ray.serve import Application
@@ -43,13 +43,17 @@ def build(args: dict[str, Any]) -> Application:
 
 
 @contextmanager
-def running(config: ServeConfig, run_folder: Path) -> Iterator[None]:
+def running(config: ServeConfig, run_folder: Path, on_cluster: Callable[[], None]) -> Iterator[None]:
     """A local cluster with the application, answering; everything it started has ended afterwards.
+
+    `on_cluster` is called when the cluster runs: Ray has then put its own handlers for signals in place.
 
     The environment of `serving.front` must have been set before this module was imported.
     """
     try:
         _start_cluster(config, run_folder)
+        on_cluster()
+        serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": config.port})
         _deploy(config)
         yield
     finally:
@@ -70,7 +74,6 @@ def _start_cluster(config: ServeConfig, run_folder: Path) -> None:
         num_cpus=config.num_replicas,
         _temp_dir=str(run_folder),
     )
-    serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": config.port})
 
 
 def _deploy(config: ServeConfig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -26,29 +27,46 @@ if TYPE_CHECKING:
 
 _SHORT_FOLDER = "/tmp"
 """Sockets lie in it, and the path of one has 107 bytes at most."""
+_REMOVAL_ROUNDS = 10
 _READY_TIMEOUT_S = 60.0
 _LOG_INTERVAL_S = 0.2
 
 
 @contextmanager
-def launched(config: ServeConfig, on_log_line: Callable[[str], None]) -> Iterator[str]:
-    """A server that answers, as its base URL.
+def launched(
+    config: ServeConfig, on_log_line: Callable[[str], None], on_cluster: Callable[[], None] = lambda: None
+) -> Iterator[str]:
+    """A server that answers, as its base URL. `on_cluster` is called when Ray runs, with its own signal handlers.
 
     Raises:
         InvalidConfig: the port is taken, or the host not ours.
         ServerNotStarted: it did not come up; its log has been passed on.
     """
     _check_port(config)
-    with tempfile.TemporaryDirectory(prefix="prefixbank-", dir=_SHORT_FOLDER, ignore_cleanup_errors=True) as folder:
-        log = Path(folder) / "replica.log"
-        os.environ.update(environment(config, Path(folder)) | {LOG_VARIABLE: str(log)})
+    with _run_folder() as folder:
+        log = folder / "replica.log"
+        os.environ.update(environment(config, folder) | {LOG_VARIABLE: str(log)})
         config = _absolute(config)
         with followed(log, on_log_line):
             from prefixbank.serving.app import running  # ray reads the environment when it is imported
 
-            with running(config, Path(folder)):
+            with running(config, folder, on_cluster):
                 _wait_until_ready(config)
                 yield f"http://{reachable_host(config)}:{config.port}"
+
+
+@contextmanager
+def _run_folder() -> Iterator[Path]:
+    """A folder for this run; the last of Ray's processes may still write to it while it is removed."""
+    folder = Path(tempfile.mkdtemp(prefix="prefixbank-", dir=_SHORT_FOLDER))
+    try:
+        yield folder
+    finally:
+        for _ in range(_REMOVAL_ROUNDS):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.2)
 
 
 def _absolute(config: ServeConfig) -> ServeConfig:

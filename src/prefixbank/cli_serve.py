@@ -5,7 +5,7 @@ It refuses to know Ray, tensors and HTTP.
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -58,14 +58,14 @@ def serve(
     chosen = _config(config, given | {"num_replicas": replicas, "keys": keys}, settings)
     if chosen.store == str(DEFAULT_STORE) and chosen.backbone == "minilm":
         view.remark_seeded(seed(DEFAULT_STORE))
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
     view.remark(f"starting {chosen.backbone} on port {chosen.port} ...")
+    wish = _WishToEnd()
     try:
-        with launched(chosen, view.remark) as url:
-            view.show_curls(url)
-            signal.pause()
-    except KeyboardInterrupt:
+        with launched(chosen, view.remark, wish.listen) as url:
+            if not wish.heard:
+                view.show_curls(url)
+                signal.pause()
+    except (KeyboardInterrupt, SystemExit):
         view.remark("ended")
 
 
@@ -125,8 +125,20 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _interrupt(_signal: int, _frame: "FrameType | None") -> NoReturn:
-    """The first signal ends the server; those that follow, as from an impatient hand, do not disturb its ending."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class _WishToEnd:
+    """SIGINT and SIGTERM. The first one interrupts; those that follow do not disturb the ending."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        """Asked after the start, some of whose steps swallow an interruption."""
+        self.listen()
+
+    def listen(self) -> None:
+        """Be told from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    def _hear(self, _signal: int, _frame: "FrameType | None") -> None:
+        first, self.heard = not self.heard, True
+        if first:
+            raise KeyboardInterrupt
