@@ -2,7 +2,7 @@
 
     python -m benchmarks.training [sst2] [conll04] [--methods prompt,head,full] [--seeds 1] [--json FILE]
 
-The recipes are those of `examples/recipes`; each method brings its own rates, chosen on validation rows. Prompts and
+The recipes are those of `examples/recipes`; each method brings its own rates, set once and not searched. Prompts and
 heads pass the serving check or the run stops, so no number stands for something the server would not answer.
 Exits with 1 when a prompt does not beat the head alone.
 """
