@@ -15,7 +15,7 @@ MAX_SHOWN = 6
 SAMPLES: dict[str, tuple[object, ...]] = {
     "token-classification": ("Maria Lopez of Acme flew from Madrid to Oslo on Monday.",),
     "text-classification": (
-        "Could you book a table for two at seven tonight?",
+        "The parcel should have been here on Monday. Where is it?",
         {"text": "is the sky blue", "text_pair": "The sky looks blue because air scatters blue light more than red."},
     ),
 }
