@@ -1,6 +1,6 @@
-"""The grouped-bmm route: packed rows, one scratch of keys and values per bucket, two bmm and one softmax.
+"""The grouped-bmm route: packed rows, one scratch of keys and values per group, two bmm and one softmax.
 
-No padded batch and no concatenation per row: the prefix of a bucket is written once into the scratch, and each
+No padded batch and no concatenation per row: each prefix is written once into the scratch of a group, and each
 row only overwrites the tail. Plain torch, so it serves any device and dtype; made for CPUs.
 It refuses to know autograd, validation, and why the rows were put into these buckets.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -33,16 +34,32 @@ LEAST_QUERIES = 64
 
 
 class Group(NamedTuple):
-    """A bucket and where its prefix lies in this layer's pool."""
+    """What one bmm takes: a bucket, or several that lie end to end and differ in nothing but the slot."""
 
     bucket: Bucket
-    start: int
+    """Of a joined group, the rows of all its buckets; its slot is the first one's."""
+    starts: tuple[int, ...]
+    """Where in this layer's pool the prefix of each row lies."""
     prefix: int
     """P of this layer."""
 
     @property
     def keys(self) -> int:
         return self.prefix + self.bucket.length
+
+    def can_join(self, after: Group) -> bool:
+        """Whether `after` follows at once and its rows are like these, whatever prefix they read."""
+        own, other = self.bucket, after.bucket
+        return (
+            (own.length, own.context, self.prefix) == (other.length, other.context, after.prefix)
+            and own.spacing == other.spacing == own.length
+            and own.begin + own.num_rows * own.spacing == other.begin
+        )
+
+    def join(self, after: Group) -> Group:
+        """Both as one; `can_join` has been asked."""
+        num_rows = self.bucket.num_rows + after.bucket.num_rows
+        return Group(self.bucket._replace(num_rows=num_rows), self.starts + after.starts, self.prefix)
 
 
 class View(NamedTuple):
@@ -54,8 +71,10 @@ class View(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Some rows of a bucket, computed at once."""
+    """Some rows of a group, computed at once."""
 
+    first: int
+    """Number of the first one in its group."""
     begin: int
     length: int
     spacing: int
@@ -85,16 +104,27 @@ class Scratch:
         return cls(pool_HND, own_THD, own_THD.new_empty(most * heads * dim, dtype=compute_dtype(own_THD)))
 
     def filled(self, group: Group, runs: Sequence[Rows]) -> Iterator[Tensor]:
-        """Write the prefix once, then yield [G * H, J, D] for each run with its own tokens behind the prefix."""
+        """Yield [G * H, J, D] for each run; a prefix that the scratch still holds is not written again."""
         heads, _, dim = self.pool_HND.shape
         shape = (runs[0].num_rows, heads, group.keys, dim)
         whole_GHJD = self.flat.as_strided(shape, (heads * group.keys * dim, group.keys * dim, dim, 1))
-        if group.prefix:
-            whole_GHJD.narrow(2, 0, group.prefix).copy_(self.pool_HND.narrow(1, group.start, group.prefix))
+        held: tuple[int, ...] = ()
         for rows in runs:
+            starts = group.starts[rows.first : rows.first + rows.num_rows]
+            if starts != held[: len(starts)]:
+                self._write_prefixes(whole_GHJD, starts, group.prefix)
+                held = starts
             part_GHJD = whole_GHJD.narrow(0, 0, rows.num_rows)
             part_GHJD.narrow(2, group.prefix, rows.length).copy_(rows.heads_first(self.own_THD))
             yield part_GHJD.view(-1, group.keys, dim)
+
+    def _write_prefixes(self, whole_GHJD: Tensor, starts: Sequence[int], prefix: int) -> None:
+        row = 0
+        for start, same in groupby(starts):
+            count = len(list(same))
+            part_GHPD = whole_GHJD.narrow(0, row, count).narrow(2, 0, prefix)
+            part_GHPD.copy_(self.pool_HND.narrow(1, start, prefix))
+            row += count
 
 
 def forward(
@@ -111,7 +141,7 @@ def forward(
     with_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the output [T, H, D] and, `with_lse`, the log-sum-exp [T, H] (else [0, H])."""
-    groups = read_groups(bucket_B6, slot_start_S, slot_length_S, pool_k_HND.shape[1])
+    groups = joined(read_groups(bucket_B6, slot_start_S, slot_length_S, pool_k_HND.shape[1]))
     tokens, heads, _ = q_THD.shape
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     lse_TH = q_THD.new_empty((tokens if with_lse else 0, heads), dtype=softmax_dtype(q_THD))
@@ -145,11 +175,23 @@ def read_groups(bucket_B6: Tensor, slot_start_S: Tensor, slot_length_S: Tensor, 
     slots = bucket_B6[:, 0].to(slot_start_S.device)
     starts = slot_start_S.index_select(0, slots).tolist()
     lengths = slot_length_S.index_select(0, slots).tolist()
-    groups = list(map(Group, map(Bucket._make, bucket_B6.tolist()), starts, lengths))
-    for bucket, start, length in groups:
+    groups = []
+    for bucket, start, length in zip(map(Bucket._make, bucket_B6.tolist()), starts, lengths, strict=True):
         if start + length > pool_tokens:
             raise ValueError(f"slot {bucket.slot} is pool tokens {start} to {start + length} of {pool_tokens}")
+        groups.append(Group(bucket, (start,) * bucket.num_rows if length else (), length))
     return groups
+
+
+def joined(groups: Sequence[Group]) -> list[Group]:
+    """Join what lies end to end and differs in the slot alone, so that many tasks cost what one does."""
+    whole: list[Group] = []
+    for group in sorted(groups, key=lambda each: each.bucket.begin):
+        if whole and whole[-1].can_join(group):
+            whole[-1] = whole[-1].join(group)
+        else:
+            whole.append(group)
+    return whole
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -167,11 +209,11 @@ def rows_at_once(group: Group, heads: int) -> int:
 
 
 def chunks(group: Group, heads: int) -> Iterator[Rows]:
-    """Cut a bucket into runs of rows whose scores fit a block."""
+    """Cut a group into runs of rows whose scores fit a block."""
     step, bucket = rows_at_once(group, heads), group.bucket
     for first in range(0, bucket.num_rows, step):
         count = min(step, bucket.num_rows - first)
-        yield Rows(bucket.begin + first * bucket.spacing, bucket.length, bucket.spacing, count)
+        yield Rows(first, bucket.begin + first * bucket.spacing, bucket.length, bucket.spacing, count)
 
 
 def queries_at_once(group: Group, heads: int) -> int:
@@ -279,7 +321,10 @@ def backward(
 
 
 class Sums(NamedTuple):
-    """Where the gradient of the keys (or of the values) is summed: own tokens apart from the pool."""
+    """Where the gradient of the keys (or of the values) is summed: own tokens apart from the pool.
+
+    The rows of a group read one prefix: the backward joins no buckets.
+    """
 
     own_THD: Tensor
     """[0] when not needed."""
@@ -298,5 +343,5 @@ class Sums(NamedTuple):
         if self.own_THD.numel():
             rows.heads_first(self.own_THD).add_(sums_GHJD[:, :, group.prefix - first :])
         if self.pool_HND.numel() and group.prefix:
-            lent = slice(group.start, group.start + group.prefix)
+            lent = slice(group.starts[0], group.starts[0] + group.prefix)
             self.pool_HND[:, lent] += sums_GHJD[:, :, : group.prefix].sum(0, dtype=self.pool_HND.dtype)

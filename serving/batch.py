@@ -1,7 +1,7 @@
 """Batch: the packed tensors of one step.
 
-Rows that read the same slot lie side by side; `split` undoes the order on the output. A batch carries no future, no
-tenant and no clock, and refuses to know where its rows came from.
+Equally long rows lie side by side, and among them those of one slot; `split` undoes the order on the output. A batch
+carries no future, no tenant and no clock, and refuses to know where its rows came from.
 
 Shape letters: T packed tokens, R rows, N hidden states that heads read, C classes of the widest head.
 """
@@ -77,8 +77,14 @@ class Batch:
 
     @classmethod
     def pack(cls, rows: Sequence[BatchRow], backbone: Backbone) -> Batch:
-        """Pack `rows` onto the backbone's device, grouped by slot and, within it, by length."""
-        order = sorted(range(len(rows)), key=lambda r: (rows[r].slot.number, len(rows[r].token_ids)))
+        """Pack `rows` onto the backbone's device: equally long rows together and, among them, those of one slot.
+
+        Rows of equal length and equal prefix length share a matrix product even where their prompts differ.
+        """
+        order = sorted(
+            range(len(rows)),
+            key=lambda r: (len(rows[r].token_ids), rows[r].slot.prefix_length, rows[r].slot.number),
+        )
         packed = [rows[r] for r in order]
         tokens = backbone.pack(
             [PackRow(row.token_ids, row.type_ids, row.slot.number, row.position_offset) for row in packed]
