@@ -9,13 +9,10 @@ the best of the repeats counts. It refuses to know models: the linear layers aro
 
 from __future__ import annotations
 
-import platform
 import random
-import subprocess
 import time
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -157,18 +154,6 @@ def measure(work: Workload, repeats: int) -> str:
     ratios = [seconds[name] / seconds[OURS] for name in list(routes)[1:]]
     speeds = " ".join(f"{rate[name]:9.1f}" for name in [*routes, "bmm"])
     return f"{work.name:24} {speeds}   {ratios[0]:6.2f} {ratios[1]:6.2f} {rate[OURS] / rate['bmm']:8.0%}"
-
-
-def hardware() -> str:
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
-    features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in f"{info} "]
-    return f"{names[0] if names else platform.processor()}, {' '.join(features)}"
-
-
-def commit() -> str:
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    return described.stdout.strip()
 
 
 def main(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
-from benchmarks.attention_cpu import commit, hardware
+from benchmarks.environment import commit, hardware
 from prefixbank.model_store.address import Address
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.task_prompt import Pooler

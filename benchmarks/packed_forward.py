@@ -28,7 +28,7 @@ import transformers
 import typer
 from transformers import AutoModel, DynamicCache
 
-from benchmarks.attention_cpu import commit, hardware
+from benchmarks.environment import commit, hardware
 from prefixbank.kernels.attention import route_of
 from prefixbank.kernels.plan import LayerPrefix
 from prefixbank.model_store.backbones.load import load_backbone

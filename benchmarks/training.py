@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.live_server import commit, hardware
+from benchmarks.environment import commit, hardware
 from prefixbank.cli_train import served_logits
 from prefixbank.trainer.recipe import load
 from prefixbank.trainer.run import train

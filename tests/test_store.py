@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from prefixbank.model_store import artifact, errors
-from prefixbank.model_store.address import is_name
-from prefixbank.model_store.alias import MAX_HISTORY, AliasRecord, promoted, rolled_back
-from prefixbank.model_store.store import Address, PromptStore
-from tests.prompt_cases import Forger, make_prompt, same_prompt
+from prefixbank.model_store.store import PromptStore
+from tests.prompt_cases import make_prompt, same_prompt
+from tests.store_cases import TASK, alias_file, publish, revision_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-TASK = Address("acme", "intents")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> PromptStore:
     return PromptStore(tmp_path / "store")
-
-
-def publish(store: PromptStore, *seeds: int, address: Address = TASK) -> list[str]:
-    return [store.publish(address, make_prompt(seed)) for seed in seeds]
-
-
-def revision_folder(store: PromptStore, revision: str, address: Address = TASK) -> Path:
-    return store.root / "tenants" / address.tenant / address.name / "revisions" / revision
-
-
-def alias_file(store: PromptStore, alias: str = "live") -> Path:
-    return store.root / "tenants" / TASK.tenant / TASK.name / "aliases" / f"{alias}.json"
 
 
 # publishing
@@ -356,230 +338,3 @@ def test_foreign_and_broken_folders_do_not_break_list(store: PromptStore, tmp_pa
     (tenants / "lost+found").mkdir()
     (tenants / "elsewhere").symlink_to(tmp_path)
     assert store.list() == (TASK,)
-
-
-# names and containment
-
-_BAD = [
-    "",
-    ".",
-    "..",
-    "../x",
-    "a/b",
-    "a\\b",
-    "A",
-    "-a",
-    "_a",
-    ".a",
-    "a b",
-    "a\n",
-    "ä",
-    "a" * 65,
-    "a\0",
-    "~",
-    "a%2e",
-    "\u0661",
-]
-
-
-@pytest.mark.parametrize("name", _BAD)
-def test_a_name_outside_the_grammar_is_refused_everywhere(store: PromptStore, name: str) -> None:
-    [revision] = publish(store, 0)
-    for deed in (
-        lambda: Address(name, "task"),
-        lambda: Address("tenant", name),
-        lambda: Address.parse(f"{name}/task"),
-        lambda: store.promote(TASK, revision, alias=name),
-        lambda: store.rollback(TASK, alias=name),
-        lambda: store.resolve(TASK, alias=name),
-        lambda: store.drop_alias(TASK, alias=name),
-    ):
-        with pytest.raises(errors.InvalidName):
-            deed()
-
-
-@pytest.mark.parametrize("text", ["", "/", "a", "a/", "/b", "a/b/c", "a//b"])
-def test_an_address_is_two_names(text: str) -> None:
-    with pytest.raises(errors.InvalidName):
-        Address.parse(text)
-
-
-@given(st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,63}\Z"), st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,63}\Z"))
-def test_an_address_survives_its_spelling(tenant: str, name: str) -> None:
-    assert Address.parse(str(Address(tenant, name))) == Address(tenant, name)
-
-
-@given(st.text())
-def test_a_name_is_a_single_plain_path_component(text: str) -> None:
-    if is_name(text):
-        assert text not in (".", "..")
-        assert os.path.normpath(text) == os.path.basename(text) == text == text.lower()
-
-
-@pytest.mark.parametrize("part", ["tenants/acme", "tenants/acme/intents", "tenants/acme/intents/revisions"])
-def test_a_link_out_of_the_store_is_refused(store: PromptStore, tmp_path: Path, part: str) -> None:
-    [revision] = publish(store, 0)
-    store.promote(TASK, revision)
-    (store.root / part).rename(tmp_path / "outside")
-    (store.root / part).symlink_to(tmp_path / "outside")
-    fresh = PromptStore(store.root)
-    for deed in (
-        lambda: fresh.load(TASK, revision),
-        lambda: fresh.publish(TASK, make_prompt(9)),
-        lambda: fresh.promote(TASK, revision, "canary"),
-        lambda: fresh.delete(TASK, revision),
-        lambda: fresh.delete_task(TASK),
-        lambda: fresh.show(TASK),
-    ):
-        with pytest.raises(errors.SymlinkInStore):
-            deed()
-    assert any("is a link" in finding.message for finding in fresh.verify())
-    assert (tmp_path / "outside").is_dir()
-
-
-def test_a_linked_aliases_folder_is_not_resolved(store: PromptStore, tmp_path: Path) -> None:
-    [revision] = publish(store, 0)
-    store.promote(TASK, revision)
-    alias_file(store).parent.rename(tmp_path / "aliases")
-    alias_file(store).parent.symlink_to(tmp_path / "aliases")
-    with pytest.raises(errors.SymlinkInStore):
-        PromptStore(store.root).resolve(TASK)
-
-
-def test_a_linked_alias_is_not_followed(store: PromptStore, tmp_path: Path) -> None:
-    [revision] = publish(store, 0)
-    store.promote(TASK, revision)
-    store.resolve(TASK)
-    alias_file(store).rename(tmp_path / "alias.json")
-    alias_file(store).symlink_to(tmp_path / "alias.json")
-    with pytest.raises(errors.SymlinkInStore):
-        store.resolve(TASK)
-
-
-def test_the_root_itself_may_be_a_link(store: PromptStore, tmp_path: Path) -> None:
-    [revision] = publish(store, 0)
-    (tmp_path / "current").symlink_to(store.root)
-    assert same_prompt(PromptStore(tmp_path / "current").load(TASK, revision), make_prompt(0))
-
-
-# the folder
-
-
-def test_another_folder_is_not_taken_for_a_store(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(errors.StoreCorrupt):
-        PromptStore(tmp_path)
-    assert os.listdir(tmp_path) == ["thesis.tex"]
-
-
-def test_a_store_of_another_version_is_refused(store: PromptStore) -> None:
-    (store.root / "FORMAT").write_text("prefixbank store, version 2\n")
-    with pytest.raises(errors.StoreCorrupt, match="version 2"):
-        PromptStore(store.root)
-
-
-def test_a_store_is_looked_for_without_being_made(tmp_path: Path) -> None:
-    with pytest.raises(errors.NoSuchStore):
-        PromptStore.existing(tmp_path / "nothing")
-    assert not (tmp_path / "nothing").exists()
-
-
-@pytest.mark.parametrize("kept", [[], ["tenants"], ["tenants", ".staging", ".locks"]])
-def test_a_store_half_made_is_finished(tmp_path: Path, kept: list[str]) -> None:
-    for name in kept:
-        (tmp_path / "store" / name).mkdir(parents=True)
-    assert PromptStore(tmp_path / "store").list() == ()
-
-
-def test_opening_a_store_writes_nothing(store: PromptStore) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (store.root, *store.root.iterdir())}
-    PromptStore(store.root)
-    assert {path: path.stat().st_mtime_ns for path in (store.root, *store.root.iterdir())} == before
-
-
-# verify
-
-
-def test_a_whole_store_has_no_findings(store: PromptStore) -> None:
-    one, _ = publish(store, 1, 2)
-    store.promote(TASK, one)
-    assert list(store.verify()) == []
-
-
-def test_verify_names_every_fault_and_goes_on(store: PromptStore) -> None:
-    one, two, three = publish(store, 1, 2, 3)
-    store.promote(TASK, three)
-    os.truncate(revision_folder(store, one) / "prompt.safetensors", 100)
-    Forger(revision_folder(store, two)).edit_manifest(lambda fields: fields.update(labels=["a", "b"]))
-    (revision_folder(store, one).parent / "stray").mkdir()
-    alias_file(store, "canary").write_text("{")
-    dangling = alias_file(store).read_text().replace(three, "ab" * 32)
-    alias_file(store, "old").write_text(dangling)
-    (store.root / "notes.txt").write_text("")
-    (store.root / "tenants" / "UPPER").mkdir()
-    (store.root / "generation").write_text("many")
-    found = {(finding.path.rsplit("/", 1)[-1], finding.kind) for finding in store.verify()}
-    assert found == {
-        (one, "TensorFileTruncated"),
-        (two, "DigestMismatch"),
-        ("stray", "Foreign"),
-        ("canary.json", "StoreCorrupt"),
-        ("old.json", "NoSuchRevision"),
-        ("notes.txt", "Foreign"),
-        ("UPPER", "Foreign"),
-        ("generation", "StoreCorrupt"),
-    }
-
-
-def test_staging_leftovers_are_no_fault_and_are_collected_by_age(store: PromptStore) -> None:
-    old, young = store.root / ".staging" / "old", store.root / ".staging" / "young"
-    for folder in (old, young):
-        folder.mkdir()
-        (folder / "prompt.safetensors").write_bytes(b"half a pro")
-    os.utime(old, (1, 1))
-    assert list(store.verify()) == []
-    publish(store, 0)
-    assert os.listdir(store.root / ".staging") == ["young"]
-
-
-# alias records, without files
-
-_REVISIONS = [character * 64 for character in "abc"]
-
-
-@given(st.lists(st.sampled_from([*_REVISIONS, "rollback"]), max_size=30))
-def test_an_alias_behaves_as_a_stack(deeds: list[str]) -> None:
-    record: AliasRecord | None = None
-    stack: list[str] = []
-    for deed in deeds:
-        if deed != "rollback":
-            record = promoted(record, deed, "now")
-            stack += [deed] if stack[-1:] != [deed] else []
-        elif record is not None and len(stack) > 1:
-            record = rolled_back(record, "now", lambda _: True)
-            stack.pop()
-        assert record is None or record.revision == stack[-1]
-        assert record is None or AliasRecord.parse(record.to_bytes(), "here") == record
-
-
-def test_an_alias_history_is_bounded() -> None:
-    record = None
-    for turn in range(MAX_HISTORY + 50):
-        record = promoted(record, _REVISIONS[turn % 2], "now")
-    assert record is not None
-    assert len(record.history) == MAX_HISTORY
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"revision": "a" * 64, "history": []},
-        {"revision": "a" * 64, "history": [{"revision": "b" * 64, "promoted": "t"}]},
-        {"revision": "../../x", "history": [{"revision": "../../x", "promoted": "t"}]},
-        {"revision": "a" * 64, "history": [{"revision": "a" * 64, "promoted": "t"}], "more": 1},
-    ],
-)
-def test_an_alias_record_that_is_none(fields: dict[str, object]) -> None:
-    with pytest.raises(errors.StoreCorrupt, match="here"):
-        AliasRecord.parse(json.dumps(fields).encode(), "here")
