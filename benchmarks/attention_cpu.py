@@ -19,6 +19,7 @@ import torch
 import typer
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from benchmarks.environment import commit, hardware
 from tests.kernel_cases import TOLERANCE, Case, distance, make_case
 
 if TYPE_CHECKING:
