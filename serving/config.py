@@ -61,7 +61,7 @@ class ServeConfig(BaseModel):
     max_inputs: Positive = 64
     """Most inputs of one request. Larger lists gain nothing: rows of all requests share batches anyway."""
     tokenizer_threads: Positive = 2
-    """Threads that turn text into tokens, in each replica. A short text takes one of them 30 microseconds."""
+    """Threads that turn text into tokens, in each replica. Raise it when the tokenize stage in the metrics grows."""
 
     limits: Limits = Limits()
     """What one engine may hold, queue and wait for; a TOML table of its own."""
