@@ -3,13 +3,14 @@
 Picks the implementation for a device explicitly, once, and logs which. It refuses to know models, tasks and
 how a batch was chosen; shapes are validated here and trusted below.
 
-Shape letters: T packed tokens, R rows, S slots, H heads, N pool tokens, D head dim, B buckets.
+Shape letters: T packed tokens, R rows, S slots, H heads, N pool tokens, D head dim, Y tiles, G groups, B buckets.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+import importlib.util
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,13 @@ import torch
 from torch import Tensor
 
 from prefixbank.kernels import cpu
-from prefixbank.kernels.plan import Mode
+from prefixbank.kernels.operands import Needs, Operands, View, check_operands, softmax_dtype
+from prefixbank.kernels.plan import Mode, Tiling
 from prefixbank.kernels.reference import reference_attention
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefixbank.kernels.plan import BatchPlan, LayerPrefix
 
 logger = logging.getLogger(__name__)
@@ -34,6 +38,7 @@ class Route(enum.Enum):
     """An implementation of prefix attention."""
 
     CPU = "grouped-bmm"
+    TRITON = "triton"
     REFERENCE = "reference"
 
 
@@ -43,11 +48,17 @@ def route_of(device: torch.device) -> Route:
 
     Raises:
         ValueError: when `PREFIXBANK_ATTENTION` names no route.
+        RuntimeError: when the device is a GPU and Triton is not installed.
     """
-    asked = os.environ.get(ROUTE_VARIABLE, Route.CPU.value)
+    asked = os.environ.get(ROUTE_VARIABLE, (Route.TRITON if device.type == "cuda" else Route.CPU).value)
     names = [route.value for route in Route]
     if asked not in names:
         raise ValueError(f"{ROUTE_VARIABLE} is {asked!r}, wanted one of {names}")
+    if asked == Route.TRITON.value and importlib.util.find_spec("triton") is None:
+        raise RuntimeError(
+            f"prefix attention on {device} needs Triton: install prefixbank[triton], "
+            f"or ask for a slower route with {ROUTE_VARIABLE}={Route.CPU.value}"
+        )
     logger.info("prefix attention on %s runs the %s route", device, asked)
     return Route(asked)
 
@@ -65,7 +76,7 @@ def prefix_attention(
 ) -> Tensor:
     """Return softmax(scale * q [prefix_k ; k]^T + mask) [prefix_v ; v] for every row: [T, H, D].
 
-    Differentiable in q, k, v and the two pools. Tokens that belong to no row give 0.
+    Differentiable in q, k, v and the two pools, unless those are quantised. Tokens that belong to no row give 0.
 
     Args:
         window: when positive, a query sees own keys at most this far away; prefix keys are always seen.
@@ -74,37 +85,31 @@ def prefix_attention(
     Raises:
         ValueError: when shapes, dtypes or devices do not fit each other.
     """
-    _validate(q_THD, k_THD, v_THD, prefix, plan, window)
-    if (route or route_of(q_THD.device)) is Route.REFERENCE:
+    check_operands(q_THD, k_THD, v_THD, prefix, plan, window)
+    route = route or route_of(q_THD.device)
+    if route is Route.REFERENCE:
         return reference_attention(q_THD, k_THD, v_THD, prefix, plan, scale=scale, window=window)[0]
-    indices = (plan.row_start_R1, plan.slot_R, plan.context_R, plan.bucket_B6)
-    # No log-sum-exp: the backward of the one route there is takes its softmax anew.
-    out, _ = torch.ops.prefixbank.prefix_attention(
-        q_THD, k_THD, v_THD, *prefix, *indices, scale, int(plan.mode), window, False
-    )
+    tensors = (q_THD, k_THD, v_THD, *prefix)
+    # Only Triton's backward reads the log-sum-exp: the CPU's takes its softmax anew.
+    with_lse = route is Route.TRITON and torch.is_grad_enabled() and any(x.requires_grad for x in tensors[:5])
+    scalars = (scale, int(plan.mode), window, *plan.tiling, with_lse, route.value)
+    out, _ = torch.ops.prefixbank.prefix_attention(*tensors, *plan.indices, *scalars)
     return out  # type: ignore[no-any-return]
 
 
-def _validate(q: Tensor, k: Tensor, v: Tensor, prefix: LayerPrefix, plan: BatchPlan, window: int) -> None:
-    pool_k, pool_v, start, length = prefix
-    if not (q.dim() == 3 and q.shape == k.shape == v.shape):
-        raise ValueError(f"q, k, v are {[*q.shape]}, {[*k.shape]}, {[*v.shape]}, wanted one shape [T, H, D]")
-    if q.shape[0] < plan.num_tokens:
-        raise ValueError(f"q has {q.shape[0]} tokens, wanted the {plan.num_tokens} of the plan's rows or more")
-    if not (pool_k.dim() == 3 and pool_k.shape == pool_v.shape and pool_k.shape[::2] == q.shape[1:]):
-        heads, dim = q.shape[1:]
-        raise ValueError(f"the pools are {[*pool_k.shape]} and {[*pool_v.shape]}, wanted one shape [{heads}, N, {dim}]")
-    if not (q.is_floating_point() and q.dtype == k.dtype == v.dtype == pool_k.dtype == pool_v.dtype):
-        dtypes = (q.dtype, k.dtype, v.dtype, pool_k.dtype, pool_v.dtype)
-        raise ValueError(f"q, k, v and the pools are {dtypes}, wanted one floating dtype")
-    if not (start.dim() == 1 and start.shape == length.shape and start.dtype == length.dtype == torch.int32):
-        tables = (start.dtype, [*start.shape], length.dtype, [*length.shape])
-        raise ValueError(f"the slot tables are {tables}, wanted two int32 tables of one length")
-    if not (q.device == k.device == v.device == pool_k.device == pool_v.device == start.device == length.device):
-        devices = (q.device, k.device, v.device, pool_k.device, pool_v.device, start.device, length.device)
-        raise ValueError(f"q, k, v, pools and slot tables are on {devices}, wanted one device")
-    if window < 0:
-        raise ValueError(f"window is {window}, wanted 0 for none or a positive width")
+@functools.cache
+def _triton_forward() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Triton is an optional dependency, and slow to import: only its route does."""
+    from prefixbank.kernels.gpu.forward import forward
+
+    return forward
+
+
+@functools.cache
+def _triton_backward() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    from prefixbank.kernels.gpu.backward import backward
+
+    return backward
 
 
 @torch.library.custom_op("prefixbank::prefix_attention", mutates_args=())
@@ -116,25 +121,37 @@ def _forward(
     pool_v_HND: Tensor,
     slot_start_S: Tensor,
     slot_length_S: Tensor,
+    slot_scale_S2H: Tensor | None,
     row_start_R1: Tensor,
     slot_R: Tensor,
     context_R: Tensor,
-    bucket_B6: Tensor,
+    tile_Y2: Tensor,
+    num_tiles_1: Tensor,
+    group_G3: Tensor,
+    bucket_B5: Tensor,
     scale: float,
     mode: int,
     window: int,
+    block_m: int,
+    num_splits: int,
     with_lse: bool,
+    route: str,
 ) -> tuple[Tensor, Tensor]:
-    view = cpu.View(scale, Mode(mode), window)
-    tensors = (q_THD, k_THD, v_THD, pool_k_HND, pool_v_HND, slot_start_S, slot_length_S, bucket_B6)
-    return cpu.forward(*tensors, view, with_lse=with_lse)
+    lent = (pool_k_HND, pool_v_HND, slot_start_S, slot_length_S)
+    indices = (row_start_R1, slot_R, context_R, tile_Y2, num_tiles_1, group_G3, bucket_B5)
+    operands = Operands(q_THD, k_THD, v_THD, *lent, slot_scale_S2H, *indices)
+    view = View(scale, Mode(mode), window)
+    if Route(route) is Route.TRITON:
+        return _triton_forward()(operands, view, Tiling(block_m, num_splits), with_lse=with_lse)
+    return cpu.forward(operands, view, with_lse=with_lse)
 
 
 @_forward.register_fake
-def _forward_shapes(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, *rest: Tensor | float | bool) -> tuple[Tensor, Tensor]:
+def _forward_shapes(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     tokens, heads, _ = q_THD.shape
+    *_, with_lse, _ = rest
     out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    return out, q_THD.new_empty((tokens if rest[-1] else 0, heads), dtype=cpu.softmax_dtype(q_THD))
+    return out, q_THD.new_empty((tokens if with_lse else 0, heads), dtype=softmax_dtype(q_THD))
 
 
 @torch.library.custom_op("prefixbank::prefix_attention_backward", mutates_args=())
@@ -150,51 +167,53 @@ def _backward(
     pool_v_HND: Tensor,
     slot_start_S: Tensor,
     slot_length_S: Tensor,
+    slot_scale_S2H: Tensor | None,
     row_start_R1: Tensor,
     slot_R: Tensor,
     context_R: Tensor,
-    bucket_B6: Tensor,
+    tile_Y2: Tensor,
+    num_tiles_1: Tensor,
+    group_G3: Tensor,
+    bucket_B5: Tensor,
     scale: float,
     mode: int,
     window: int,
+    block_m: int,
+    num_splits: int,
+    route: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    view = cpu.View(scale, Mode(mode), window)
-    tensors = (q_THD, k_THD, v_THD, pool_k_HND, pool_v_HND, slot_start_S, slot_length_S, bucket_B6)
-    return cpu.backward(d_out_THD, d_lse_TH, out_THD, *tensors, view, cpu.Needs(*needs))
+    lent = (pool_k_HND, pool_v_HND, slot_start_S, slot_length_S)
+    indices = (row_start_R1, slot_R, context_R, tile_Y2, num_tiles_1, group_G3, bucket_B5)
+    operands = Operands(q_THD, k_THD, v_THD, *lent, slot_scale_S2H, *indices)
+    view = View(scale, Mode(mode), window)
+    if Route(route) is Route.TRITON:
+        saved = (d_out_THD, d_lse_TH, out_THD, lse_TH)
+        return _triton_backward()(*saved, operands, view, Tiling(block_m, num_splits), Needs(*needs))
+    return cpu.backward(d_out_THD, d_lse_TH, out_THD, operands, view, Needs(*needs))
 
 
 @_backward.register_fake
 def _backward_shapes(
-    d_out_THD: Tensor,
-    d_lse_TH: Tensor,
-    out_THD: Tensor,
-    lse_TH: Tensor,
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    pool_k_HND: Tensor,
-    pool_v_HND: Tensor,
-    *rest: Tensor | float | list[bool],
+    d_out_THD: Tensor, d_lse_TH: Tensor, out_THD: Tensor, lse_TH: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    needs = rest[-1]
-    assert isinstance(needs, list | tuple)
+    *_, needs = rest
     return tuple(
         torch.empty(x.shape if need else [0], dtype=x.dtype, device=x.device)
-        for x, need in zip((q_THD, k_THD, v_THD, pool_k_HND, pool_v_HND), needs, strict=True)
+        for x, need in zip(rest[:5], needs, strict=True)
     )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, scale, mode, window, _ = inputs
+    *tensors, scale, mode, window, block_m, num_splits, _, route = inputs
     ctx.save_for_backward(*output, *tensors)
-    ctx.scalars = (scale, mode, window)
+    ctx.scalars = (scale, mode, window, block_m, num_splits, route)
 
 
 def _differentiate(ctx: Any, d_out_THD: Tensor, d_lse_TH: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
     grads = torch.ops.prefixbank.prefix_attention_backward(d_out_THD, d_lse_TH, *ctx.saved_tensors, *ctx.scalars, needs)
-    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 10
+    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 17
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from prefixbank.kernels.operands import Needs, Operands, View, softmax_dtype
 from prefixbank.kernels.plan import Bucket, Mode
 
 if TYPE_CHECKING:
@@ -50,24 +51,16 @@ class Group(NamedTuple):
     def can_join(self, after: Group) -> bool:
         """Whether `after` follows at once and its rows are like these, whatever prefix they read."""
         own, other = self.bucket, after.bucket
-        return (
-            (own.length, own.context, self.prefix) == (other.length, other.context, after.prefix)
-            and own.spacing == other.spacing == own.length
-            and own.begin + own.num_rows * own.spacing == other.begin
-        )
+        return (own.length, own.context, self.prefix) == (
+            other.length,
+            other.context,
+            after.prefix,
+        ) and own.begin + own.num_rows * own.length == other.begin
 
     def join(self, after: Group) -> Group:
         """Both as one; `can_join` has been asked."""
         num_rows = self.bucket.num_rows + after.bucket.num_rows
         return Group(self.bucket._replace(num_rows=num_rows), self.starts + after.starts, self.prefix)
-
-
-class View(NamedTuple):
-    """What every query of the batch is told: its scale, and which own keys it may see."""
-
-    scale: float
-    mode: Mode
-    window: int
 
 
 class Rows(NamedTuple):
@@ -77,7 +70,6 @@ class Rows(NamedTuple):
     """Number of the first one in its group."""
     begin: int
     length: int
-    spacing: int
     num_rows: int
 
     def heads_first(self, x_THD: Tensor) -> Tensor:
@@ -85,7 +77,7 @@ class Rows(NamedTuple):
         token, head, *dim = x_THD.stride()
         shape = (self.num_rows, x_THD.shape[1], self.length, *x_THD.shape[2:])
         return x_THD.as_strided(
-            shape, (self.spacing * token, head, token, *dim), x_THD.storage_offset() + self.begin * token
+            shape, (self.length * token, head, token, *dim), x_THD.storage_offset() + self.begin * token
         )
 
 
@@ -128,20 +120,14 @@ class Scratch:
 
 
 def forward(
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    pool_k_HND: Tensor,
-    pool_v_HND: Tensor,
-    slot_start_S: Tensor,
-    slot_length_S: Tensor,
-    bucket_B6: Tensor,
+    operands: Operands,
     view: View,
     *,
     with_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the output [T, H, D] and, `with_lse`, the log-sum-exp [T, H] (else [0, H])."""
-    groups = joined(read_groups(bucket_B6, slot_start_S, slot_length_S, pool_k_HND.shape[1]))
+    q_THD, k_THD, v_THD, pool_k_HND, pool_v_HND = operands.differentiable
+    groups = joined(read_groups(operands))
     tokens, heads, _ = q_THD.shape
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     lse_TH = q_THD.new_empty((tokens if with_lse else 0, heads), dtype=softmax_dtype(q_THD))
@@ -166,17 +152,17 @@ def forward(
     return out_THD, lse_TH
 
 
-def read_groups(bucket_B6: Tensor, slot_start_S: Tensor, slot_length_S: Tensor, pool_tokens: int) -> list[Group]:
+def read_groups(operands: Operands) -> list[Group]:
     """Join the buckets with this layer's slot table.
 
     Raises:
         ValueError: when a slot reaches beyond the pool.
     """
-    slots = bucket_B6[:, 0].to(slot_start_S.device)
-    starts = slot_start_S.index_select(0, slots).tolist()
-    lengths = slot_length_S.index_select(0, slots).tolist()
+    slots, pool_tokens = operands.bucket_B5[:, 0].to(operands.slot_start_S.device), operands.pool_k_HND.shape[1]
+    starts = operands.slot_start_S.index_select(0, slots).tolist()
+    lengths = operands.slot_length_S.index_select(0, slots).tolist()
     groups = []
-    for bucket, start, length in zip(map(Bucket._make, bucket_B6.tolist()), starts, lengths, strict=True):
+    for bucket, start, length in zip(map(Bucket._make, operands.bucket_B5.tolist()), starts, lengths, strict=True):
         if start + length > pool_tokens:
             raise ValueError(f"slot {bucket.slot} is pool tokens {start} to {start + length} of {pool_tokens}")
         groups.append(Group(bucket, (start,) * bucket.num_rows if length else (), length))
@@ -199,10 +185,6 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
 
-def softmax_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def rows_at_once(group: Group, heads: int) -> int:
     fit = BLOCK_SCORES // (heads * group.bucket.length * group.keys)
     return min(max(fit, 1), group.bucket.num_rows)
@@ -213,7 +195,7 @@ def chunks(group: Group, heads: int) -> Iterator[Rows]:
     step, bucket = rows_at_once(group, heads), group.bucket
     for first in range(0, bucket.num_rows, step):
         count = min(step, bucket.num_rows - first)
-        yield Rows(first, bucket.begin + first * bucket.spacing, bucket.length, bucket.spacing, count)
+        yield Rows(first, bucket.begin + first * bucket.length, bucket.length, count)
 
 
 def queries_at_once(group: Group, heads: int) -> int:
@@ -256,28 +238,11 @@ def hidden_own(bucket: Bucket, block: slice, view: View, device: torch.device) -
     return hidden | (ahead.abs() > view.window) if view.window else hidden
 
 
-class Needs(NamedTuple):
-    """Which gradients are asked for."""
-
-    q: bool
-    k: bool
-    v: bool
-    pool_k: bool
-    pool_v: bool
-
-
 def backward(
     d_out_THD: Tensor,
     d_lse_TH: Tensor,
     out_THD: Tensor,
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    pool_k_HND: Tensor,
-    pool_v_HND: Tensor,
-    slot_start_S: Tensor,
-    slot_length_S: Tensor,
-    bucket_B6: Tensor,
+    operands: Operands,
     view: View,
     needs: Needs,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -285,7 +250,8 @@ def backward(
 
     The rows of a slot are summed in the order of the buckets, so the same batch gives the same bits.
     """
-    groups = read_groups(bucket_B6, slot_start_S, slot_length_S, pool_k_HND.shape[1])
+    q_THD, k_THD, v_THD, pool_k_HND, pool_v_HND = operands.differentiable
+    groups = read_groups(operands)
     heads, wide = q_THD.shape[1], softmax_dtype(q_THD)
     delta_TH = (d_out_THD.to(wide) * out_THD.to(wide)).sum(-1)
     if d_lse_TH.numel():

@@ -39,13 +39,15 @@ def reference_attention(
     compute = torch.float64 if q_THD.dtype == torch.float64 else torch.float32
     q, k, v, pool_k, pool_v = (x.to(compute) for x in (q_THD, k_THD, v_THD, prefix.pool_k_HND, prefix.pool_v_HND))
     bounds, slots, contexts = plan.row_start_R1.tolist(), plan.slot_R.tolist(), plan.context_R.tolist()
+    scales = None if prefix.slot_scale_S2H is None else prefix.slot_scale_S2H.to(compute)
     starts, lengths = prefix.slot_start_S.tolist(), prefix.slot_length_S.tolist()
     outs, lses = [], []
     for row, slot in enumerate(slots):
         own = slice(bounds[row], bounds[row + 1])
         lent = slice(starts[slot], starts[slot] + lengths[slot])
-        keys_HJD = torch.cat([pool_k[:, lent], k[own].transpose(0, 1)], dim=1)
-        values_HJD = torch.cat([pool_v[:, lent], v[own].transpose(0, 1)], dim=1)
+        times_k, times_v = (1.0, 1.0) if scales is None else scales[slot, :, :, None, None].unbind()
+        keys_HJD = torch.cat([pool_k[:, lent] * times_k, k[own].transpose(0, 1)], dim=1)
+        values_HJD = torch.cat([pool_v[:, lent] * times_v, v[own].transpose(0, 1)], dim=1)
         visible = visible_own(own.stop - own.start, plan.mode, contexts[row], window).to(q.device)
         visible = torch.cat([visible.new_ones(visible.shape[0], lengths[slot]), visible], dim=1)
         scores = torch.einsum("ihd,hjd->hij", q[own], keys_HJD) * scale

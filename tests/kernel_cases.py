@@ -61,10 +61,10 @@ class Case:
     def packed(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.q_THD, self.k_THD, self.v_THD
 
-    @property
-    def indices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the operator takes of the plan."""
-        return self.plan.row_start_R1, self.plan.slot_R, self.plan.context_R, self.plan.bucket_B6
+    def arguments(self, *, with_lse: bool, route: Route = Route.CPU) -> tuple[object, ...]:
+        """What the operator takes."""
+        scalars = (self.scale, int(self.plan.mode), self.window, *self.plan.tiling, with_lse, route.value)
+        return (*self.packed, *self.prefix, *self.plan.indices, *scalars)
 
     @property
     def differentiated(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

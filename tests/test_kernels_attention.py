@@ -155,7 +155,7 @@ def test_the_environment_may_ask_for_the_reference(monkeypatch: pytest.MonkeyPat
 def test_a_route_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIXBANK_ATTENTION", "fastest")
     route_of.cache_clear()
-    with pytest.raises(ValueError, match=r"is 'fastest', wanted one of \['grouped-bmm', 'reference'\]"):
+    with pytest.raises(ValueError, match=r"is 'fastest', wanted one of \['grouped-bmm', 'triton', 'reference'\]"):
         route_of(torch.device("cpu"))
     route_of.cache_clear()
 
@@ -167,7 +167,8 @@ def _broken(case: Case, name: str) -> Case:
         "one shape [T, H, D]": case.with_tensors([q, k[:-1], v, pool_k, pool_v]),
         "the 8 of the plan's rows": case.with_tensors([q[:-1], k[:-1], v[:-1], pool_k, pool_v]),
         "one shape [3, N, 16]": case.with_tensors([q, k, v, pool_k[:2], pool_v[:2]]),
-        "one floating dtype": case.with_tensors([q, k, v, pool_k.double(), pool_v]),
+        "wanted torch.float32 as q": case.with_tensors([q, k, v, pool_k.double(), pool_v]),
+        "one floating dtype": case.with_tensors([q, k.double(), v, pool_k, pool_v]),
         "two int32 tables": replace(case, prefix=tables),
         "wanted one device": case.with_tensors([q, k, v, pool_k.to("meta"), pool_v]),
         "0 for none or a positive width": replace(case, window=-1),
@@ -181,6 +182,7 @@ def _broken(case: Case, name: str) -> Case:
         "one shape [T, H, D]",
         "the 8 of the plan's rows",
         "one shape [3, N, 16]",
+        "wanted torch.float32 as q",
         "one floating dtype",
         "two int32 tables",
         "wanted one device",
@@ -204,6 +206,5 @@ def test_a_slot_that_reaches_beyond_the_pool_is_refused() -> None:
 @pytest.mark.parametrize(("mode", "window"), VIEWS[:4])
 def test_torch_accepts_the_operator(mode: Mode, window: int) -> None:
     case = make_case([3, 0, 5, 3], [1, 2, 3, 1], dtype=torch.float64, mode=mode, window=window)
-    tensors = [torch.nan_to_num(x).requires_grad_() for x in case.differentiated]
-    arguments = (*tensors, *case.prefix[2:], *case.indices, case.scale, int(mode), window, True)
-    torch.library.opcheck(torch.ops.prefixbank.prefix_attention.default, arguments)
+    case = case.with_tensors([torch.nan_to_num(x).requires_grad_() for x in case.differentiated])
+    torch.library.opcheck(torch.ops.prefixbank.prefix_attention.default, case.arguments(with_lse=True))

@@ -90,9 +90,7 @@ def test_the_log_sum_exp_and_its_gradient_equal_the_definition(mode: Mode, windo
     case = make_case([3, 17, 1], [1, 5, 0], dtype=torch.float64, mode=mode, window=window)
     leaves = [x.detach().requires_grad_() for x in case.differentiated]
     leafy = case.with_tensors(leaves)
-    _, lse = torch.ops.prefixbank.prefix_attention(
-        *leafy.packed, *leafy.prefix, *case.indices, case.scale, int(mode), window, True
-    )
+    _, lse = torch.ops.prefixbank.prefix_attention(*leafy.arguments(with_lse=True))
     _, wanted = reference_attention(*leafy.packed, leafy.prefix, case.plan, scale=case.scale, window=window)
     assert distance(lse.detach(), wanted.detach()) <= 1e-14
     found = torch.autograd.grad(lse.sin().sum(), leaves, allow_unused=True)
@@ -107,9 +105,7 @@ def test_the_log_sum_exp_and_its_gradient_equal_the_definition(mode: Mode, windo
 def test_tokens_of_no_row_have_no_keys() -> None:
     case = make_case([3], [1])
     none = BatchPlan.build([], [])
-    indices = replace(case, plan=none).indices
-    arguments = (*case.packed, *case.prefix, *indices, case.scale, 0, 0, True)
-    out, lse = torch.ops.prefixbank.prefix_attention(*arguments)
+    out, lse = torch.ops.prefixbank.prefix_attention(*replace(case, plan=none).arguments(with_lse=True))
     assert not out.any()
     assert (lse == -math.inf).all()
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefixbank.kernels import cpu
+from prefixbank.kernels.operands import Operands
 from prefixbank.kernels.plan import BatchPlan, Mode
 from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, make_case
 
@@ -109,8 +110,8 @@ def test_rows_of_many_slots_share_one_product_and_keep_their_bits(dtype: torch.d
 
 def test_buckets_that_differ_in_the_slot_alone_are_joined() -> None:
     case = make_case([24] * 6 + [7], [1, 1, 2, 3, 4, 5, 1], [0, 20, 20, 20, 20, 33])
-    table = (case.prefix.slot_start_S, case.prefix.slot_length_S, case.prefix.pool_k_HND.shape[1])
-    groups = cpu.joined(cpu.read_groups(case.plan.bucket_B6, *table))
+    operands = Operands(*case.packed, *case.prefix, *case.plan.indices)
+    groups = cpu.joined(cpu.read_groups(operands))
     assert [(group.bucket.num_rows, group.bucket.length, group.prefix) for group in groups] == [
         (5, 24, 20),
         (1, 24, 33),

@@ -12,8 +12,8 @@ from prefixbank.kernels.plan import BatchPlan, Bucket, Mode
 
 def _rows(plan: BatchPlan) -> list[tuple[int, int, int, int]]:
     """Spell the buckets out as (begin, length, slot, context) of each row."""
-    buckets = map(Bucket._make, plan.bucket_B6.tolist())
-    return sorted((b.begin + i * b.spacing, b.length, b.slot, b.context) for b in buckets for i in range(b.num_rows))
+    buckets = map(Bucket._make, plan.bucket_B5.tolist())
+    return sorted((b.begin + i * b.length, b.length, b.slot, b.context) for b in buckets for i in range(b.num_rows))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 2)), max_size=40))
@@ -29,23 +29,17 @@ def test_buckets_are_the_rows_that_have_tokens(rows: list[tuple[int, int, int]])
 
 def test_adjacent_equal_rows_of_a_slot_are_one_bucket() -> None:
     plan = BatchPlan.build([4] * 7, [2] * 7)
-    assert plan.bucket_B6.tolist() == [list(Bucket(2, 4, 0, 0, 4, 7))]
-
-
-def test_two_equal_rows_of_a_slot_are_one_bucket_wherever_they_lie() -> None:
-    plan = BatchPlan.build([4, 9, 4, 1], [2, 1, 2, 2])
-    assert list(Bucket(2, 4, 0, 0, 13, 2)) in plan.bucket_B6.tolist()
+    assert plan.bucket_B5.tolist() == [list(Bucket(2, 4, 0, 0, 7))]
 
 
 def test_context_parts_no_rows_in_modes_that_ignore_it() -> None:
     plan = BatchPlan.build([4, 4], [2, 2], context=[1, 3])
-    assert len(plan.bucket_B6) == 1
+    assert len(plan.bucket_B5) == 1
 
 
 def test_every_index_tensor_is_int32() -> None:
     plan = BatchPlan.build([4, 0], [2, 0])
-    tensors = (plan.row_start_R1, plan.slot_R, plan.context_R, plan.bucket_B6)
-    assert {x.dtype for x in tensors} == {torch.int32}
+    assert {x.dtype for x in plan.indices} == {torch.int32}
 
 
 def test_sequences_of_different_length_are_refused() -> None:

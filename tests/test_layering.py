@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "ray": ("serving/replica.py", "serving/app.py"),
-    "triton": ("kernels/prefix_attention.py", "kernels/disentangled.py", "kernels/heads_triton.py"),
+    "triton": ("kernels/gpu/*",),
     "transformers": ("model_store/backbones/*", "model_store/tasks/*", "serving/encoding.py", "trainer/*"),
 }
 NEVER_IN = {"torch": ("serving/scheduler.py", "serving/config.py", "serving/access.py")}
