@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 KIB = 1024
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)", re.MULTILINE)
-TENSOR_CORE = re.compile(r"(HMMA|HGMMA|QGMMA|IGMMA|IMMA|QMMA|OMMA|UTC\w*MMA)")
-ASYNC_COPY = re.compile(r"(LDGSTS|UTMALDG|UBLKCP)")
+TENSOR_CORE = re.compile(r"[HQIO]G?MMA|UTC\w*MMA")
+ASYNC_COPY = re.compile(r"LDGSTS|UTMALDG|UBLKCP")
 LOCAL_MEMORY = ("LDL", "STL")
 WARPGROUP_ROWS = 64
 """Rows from which the matrix unit of sm_90 is to be used by four warps at once."""
@@ -172,20 +172,23 @@ def faults_of(found: Compiled, configuration: Configuration) -> Iterator[str]:
         yield f"{found.shared_bytes} bytes of shared memory, of {limits.shared_per_block}"
     if not found.blocks_per_multiprocessor:
         yield "no multiprocessor can run it"
-    wanted = _tensor_core_of(found.target, configuration)
-    if configuration.tensor_cores and not any(re.fullmatch(wanted, opcode) for opcode in found.tensor_core):
-        yield f"no {wanted} instruction"
+    if configuration.tensor_cores and not found.tensor_core:
+        yield "no tensor-core instruction"
+    elif found.target == 90 and _wants_warpgroups(configuration) and "HGMMA" not in found.tensor_core:
+        yield "no HGMMA instruction"
     if configuration.async_copies and not found.async_copies:
         yield "no asynchronous copy"
 
 
-def _tensor_core_of(target: int, configuration: Configuration) -> str:
-    """The instructions, as a pattern, that a product of 16-bit operands is to become."""
+def _wants_warpgroups(configuration: Configuration) -> bool:
+    """Whether four warps at once are to run its products on the matrix unit of sm_90."""
     rows = configuration.constants.get("BLOCK_M", 0)
-    whole_warpgroups = configuration.num_warps % 4 == 0 and isinstance(rows, int) and rows >= WARPGROUP_ROWS
-    if target == 90 and whole_warpgroups:
-        return "HGMMA"
-    return TENSOR_CORE.pattern
+    return (
+        configuration.tensor_cores
+        and configuration.num_warps % 4 == 0
+        and isinstance(rows, int)
+        and rows >= WARPGROUP_ROWS
+    )
 
 
 def resources(report: str) -> tuple[int, int, int]:
@@ -225,9 +228,9 @@ def _compile_job(job: tuple[str, int]) -> Compiled:
     return compile_for(_declared_by_name()[name], target)
 
 
-def compile_all(targets: Sequence[int], only: str = "", processes: int = 1) -> list[Compiled]:
-    """Compile every configuration whose name contains `only`, for each target that it is meant for."""
-    chosen = [each for each in declared() if only in each.name]
+def compile_all(targets: Sequence[int], only: str = "", every: int = 1, processes: int = 1) -> list[Compiled]:
+    """Compile the configurations whose name contains `only`, or one of `every` so many, for each of their targets."""
+    chosen = [each for each in declared() if only in each.name][::every]
     jobs = [(each.name, target) for each in chosen for target in targets if target in each.targets]
     if processes == 1:
         return [_compile_job(job) for job in jobs]
@@ -256,13 +259,14 @@ def table(found: Sequence[Compiled]) -> str:
 def main(
     target: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all by default")] = None,
     only: Annotated[str, typer.Option(help="configurations whose name contains this")] = "",
+    every: Annotated[int, typer.Option(help="one of so many configurations")] = 1,
     output: Annotated[Literal["markdown", "json"], typer.Option(help="form of the table")] = "markdown",
     processes: Annotated[int | None, typer.Option(help="compilers at once; one per core by default")] = None,
 ) -> None:
     """Compile every configuration for every target, and fail when one is at fault."""
     if triton.knobs.runtime.interpret:
         raise SystemExit("TRITON_INTERPRET is set: there is nothing to compile")
-    found = compile_all(target or EVERY_TARGET, only, processes or len(os.sched_getaffinity(0)))
+    found = compile_all(target or EVERY_TARGET, only, every, processes or len(os.sched_getaffinity(0)))
     at_fault = [each for each in found if each.faults]
     setting = {"triton": triton.__version__, "commit": commit()}
     if output == "json":

@@ -1,0 +1,110 @@
+"""What the launchers of the Triton kernels would compile for real batches, against what their modules declare.
+
+A program of its own, because launching on paper changes a process for good. It prints, as JSON, the forms that no
+module declares, and what else than its first form each kernel takes for a hundred random batches of one tiling.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.compiled import declared
+from benchmarks.paper import Form, launch_on_paper
+from prefixbank.kernels.attention import Route
+from prefixbank.kernels.plan import BatchPlan, Mode, Tiling
+from tests.kernel_cases import Case, make_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+HEADS, PREFIXES = 16, (0, 128, 20)
+LESS_WORK = ("WITH_LSE",)
+"""Constants that only leave a store out: the form that has it stands for the one that has not."""
+
+
+def attention_case(
+    lengths: Sequence[int], dtype: torch.dtype, dim: int, tiling: Tiling, mode: Mode = Mode.FULL, window: int = 0
+) -> Case:
+    """A batch as a model makes it, of tokens that hold nothing."""
+    slots = [row % len(PREFIXES) for row in range(len(lengths))]
+    plan = BatchPlan.build(lengths, slots, mode=mode, tiling=tiling)
+    qkv = torch.zeros(sum(lengths), 3, HEADS, dim, dtype=dtype)
+    prefix = make_prefix(PREFIXES, HEADS, dim, dtype)
+    return Case(qkv[:, 0], qkv[:, 1], qkv[:, 2], prefix, plan, window)
+
+
+def differentiate(case: Case) -> None:
+    """Launch forward and backward."""
+    case = case.with_tensors([x.requires_grad_() for x in case.differentiated])
+    torch.autograd.grad(case.run(Route.TRITON).sum(), case.differentiated)
+
+
+def served_cases() -> Iterator[Case]:
+    """Each tile of queries in each dtype, and each view of the main one."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for block_m in (16, 32, 64, 128):
+            yield attention_case([128, 40, 1], dtype, 64, Tiling(block_m))
+    for dim in (32, 128):
+        yield attention_case([128, 40, 1], torch.bfloat16, dim, Tiling(128))
+    for mode in Mode:
+        for window in (0, 5):
+            yield attention_case([128, 40, 1], torch.bfloat16, 64, Tiling(128), mode, window)
+    yield attention_case([16, 3], torch.bfloat16, 64, Tiling(16, 4))
+
+
+def random_batches(count: int = 100) -> Iterator[Case]:
+    """Batches of one tiling that differ in tokens and rows; some are one token, or a multiple of 16."""
+    chance = random.Random(0)
+    for number in range(count):
+        rows = 1 if number % 10 == 0 else chance.randrange(1, 40)
+        lengths = [chance.choice([1, 16, chance.randrange(0, 300)]) for _ in range(rows)]
+        yield attention_case(lengths, torch.bfloat16, 64, Tiling(64))
+
+
+def comparable(form: Form) -> Form:
+    return form._replace(constants=tuple(each for each in form.constants if each[0] not in LESS_WORK))
+
+
+def undeclared(forms: Sequence[Form]) -> dict[str, str]:
+    """Forms that no module declares, each with how it differs from the nearest one that is."""
+    known = {comparable(Form.of(each)) for each in declared()}
+    wrong = {form for form in map(comparable, forms) if form not in known}
+    return {f"{form.kernel} {number}": _nearest(form, known) for number, form in enumerate(sorted(wrong))}
+
+
+def _nearest(form: Form, known: set[Form]) -> str:
+    of_kernel = [other for other in known if other.kernel == form.kernel]
+    distances = [
+        (len({*form.signature, *form.constants} ^ {*other.signature, *other.constants}), other) for other in of_kernel
+    ]
+    return form.difference(min(distances)[1]) if distances else "the kernel is declared nowhere"
+
+
+def recompiled(forms: Sequence[Form]) -> dict[str, list[str]]:
+    """Each kernel, with how its further forms differ from its first."""
+    of_kernel: dict[str, list[Form]] = {}
+    for form in dict.fromkeys(forms):
+        of_kernel.setdefault(form.kernel, []).append(form)
+    return {kernel: [form.difference(first) for form in rest] for kernel, (first, *rest) in of_kernel.items()}
+
+
+def main() -> None:
+    def serve() -> None:
+        for case in served_cases():
+            case.run(Route.TRITON)
+            differentiate(case)
+
+    def repeat() -> None:
+        for case in random_batches():
+            differentiate(case)
+
+    found = {"undeclared": undeclared(launch_on_paper(serve)), "recompiled": recompiled(launch_on_paper(repeat))}
+    print(json.dumps(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
