@@ -1,7 +1,7 @@
 """What the launchers of the Triton kernels would compile for real batches, against what their modules declare.
 
 A program of its own, because launching on paper changes a process for good. It prints, as JSON, the forms that no
-module declares, and what else than its first form each kernel takes for a hundred random batches of one tiling.
+module declares, and what a hundred random batches of one tiling would compile again for the sake of a number.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from benchmarks.compiled import declared
 from benchmarks.paper import Form, launch_on_paper
 from prefixbank.kernels.attention import Route
+from prefixbank.kernels.gpu.configuration import ALIGNED
 from prefixbank.kernels.plan import BatchPlan, Mode, Tiling
 from tests.kernel_cases import Case, make_prefix
 
@@ -85,11 +86,20 @@ def _nearest(form: Form, known: set[Form]) -> str:
 
 
 def recompiled(forms: Sequence[Form]) -> dict[str, list[str]]:
-    """Each kernel, with how its further forms differ from its first."""
-    of_kernel: dict[str, list[Form]] = {}
+    """Each kernel, with the forms that it takes only because a number is 1, or a number or address divides by 16."""
+    first: dict[Form, Form] = {}
+    found: dict[str, list[str]] = {form.kernel: [] for form in forms}
     for form in dict.fromkeys(forms):
-        of_kernel.setdefault(form.kernel, []).append(form)
-    return {kernel: [form.difference(first) for form in rest] for kernel, (first, *rest) in of_kernel.items()}
+        other = first.setdefault(_meant(form, forms), form)
+        found[form.kernel] += [form.difference(other)] if other != form else []
+    return found
+
+
+def _meant(form: Form, forms: Sequence[Form]) -> Form:
+    """The form as its launcher meant it, with nothing in it that Triton finds out about numbers."""
+    numbers = {name for other in forms for name, kind in other.signature if not kind.startswith("*")}
+    pointers = tuple((name, kind.removesuffix(ALIGNED)) for name, kind in form.signature if name not in numbers)
+    return form._replace(signature=pointers, constants=tuple(each for each in form.constants if each[0] not in numbers))
 
 
 def main() -> None:
