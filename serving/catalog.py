@@ -33,6 +33,8 @@ from prefixbank.serving.loaded_prompt import LoadedPrompt, prepare
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
+
     from prefixbank.model_store.address import Address
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import TaskPrompt
@@ -104,6 +106,7 @@ class Catalog:
     """Addresses to loaded prompts, for one backbone.
 
     Args:
+        prefix_dtype: what the pool quantises prefixes to, if it does.
         accept: raises CapacityError for a prompt that this server could never hold.
     """
 
@@ -114,12 +117,13 @@ class Catalog:
         *,
         host_cache_bytes: int,
         follow_interval_s: float,
+        prefix_dtype: torch.dtype | None = None,
         accept: Callable[[LoadedPrompt], None] = lambda prompt: None,
         events: Events | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
-        self._backbone = backbone
+        self._backbone, self._prefix_dtype = backbone, prefix_dtype
         self._accept = accept
         self._events = events or Events()
         self._clock = clock
@@ -190,7 +194,7 @@ class Catalog:
             raise _anew(broken.error)
         began = self._clock()
         try:
-            prompt = prepare(self._source.load(address, revision), revision, self._backbone)
+            prompt = prepare(self._source.load(address, revision), revision, self._backbone, self._prefix_dtype)
             self._accept(prompt)
         except (ArtifactError, BackboneError, CapacityError) as error:
             self._remember_broken(address, revision, error)

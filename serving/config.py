@@ -37,6 +37,8 @@ class ServeConfig(BaseModel):
     """The frozen encoder: a folder, a hub id, or "minilm", the packaged one. It serves the prompts trained on it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16 on a recent GPU or a CPU with AMX; float32 where answers must equal the trainer's to the last digits."""
+    prefix_dtype: Literal["auto", "int8", "float8_e4m3fn"] = "auto"
+    """"auto" stores prefixes in `dtype`. int8 and float8_e4m3fn halve those of 16 bits; int8 is nearer to them."""
     device: str = "auto"
     """"auto" takes a GPU if there is one. "cpu", "cuda" or "cuda:1" say it outright and fail if it is not there."""
     threads: Positive | None = None

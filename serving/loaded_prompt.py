@@ -15,6 +15,8 @@ from prefixbank.model_store.tasks import family_of
 from prefixbank.serving.staging import StagedPrompt, as_views, stage
 
 if TYPE_CHECKING:
+    import torch
+
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import TaskPrompt
 
@@ -27,7 +29,7 @@ class LoadedPrompt:
 
     revision: str
     task: TaskPrompt
-    """Its tensors are views of `staged`."""
+    """Its tensors are views of `staged`; a quantised prefix cannot be read from it."""
     staged: StagedPrompt
     max_tokens: int
     """Longest row, special tokens included: the task's limit or what the backbone's positions leave."""
@@ -35,8 +37,13 @@ class LoadedPrompt:
     """The head reads every token; otherwise the first."""
 
 
-def prepare(prompt: TaskPrompt, revision: str, backbone: Backbone) -> LoadedPrompt:
+def prepare(
+    prompt: TaskPrompt, revision: str, backbone: Backbone, prefix_dtype: torch.dtype | None = None
+) -> LoadedPrompt:
     """Check that `prompt` fits `backbone`, and bring its tensors into the pool's form.
+
+    Args:
+        prefix_dtype: what the pool quantises prefixes to; None where it holds them in the backbone's dtype.
 
     Raises:
         BackboneMismatch: when it was made for another backbone, or needs what this one lacks.
@@ -45,7 +52,7 @@ def prepare(prompt: TaskPrompt, revision: str, backbone: Backbone) -> LoadedProm
     """
     _check_backbone(prompt, backbone)
     module = family_of(prompt.family)
-    staged = stage(prompt, backbone.dtype, backbone.device)
+    staged = stage(prompt, backbone.dtype, backbone.device, prefix_dtype)
     max_tokens = min(prompt.preprocessing.max_tokens, backbone.max_tokens(prompt.position_offset))
     return LoadedPrompt(revision, as_views(prompt, staged), staged, max_tokens, module.is_token_level)
 

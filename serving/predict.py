@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from prefixbank.model_store.address import Address
@@ -43,6 +44,7 @@ class Predictor:
     Args:
         backbone: a loaded one, or what `load_backbone` takes.
         prompts: a store, its folder, or the prompts themselves by address.
+        prefix_dtype: int8 or float8_e4m3fn to hold prefixes quantised; None for the backbone's dtype.
     """
 
     def __init__(
@@ -51,9 +53,12 @@ class Predictor:
         prompts: PromptSource | Path | Mapping[Address, TaskPrompt],
         limits: Limits | None = None,
         encoding: EncodingLimits | None = None,
+        *,
+        prefix_dtype: torch.dtype | None = None,
     ) -> None:
         self._backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
-        self.service = Service(self._backbone, _source_of(prompts), limits, encoding)
+        self._prefix_dtype = prefix_dtype
+        self.service = Service(self._backbone, _source_of(prompts), limits, encoding, prefix_dtype=prefix_dtype)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="predictor", daemon=True)
         self._thread.start()
@@ -91,7 +96,7 @@ class Predictor:
         Raises:
             PrefixbankError: the prompt does not fit, or a row failed.
         """
-        loaded = prepare(prompt, artifact.seal(prompt).digest, self._backbone)
+        loaded = prepare(prompt, artifact.seal(prompt).digest, self._backbone, self._prefix_dtype)
         return self.service.logits(loaded, [Encoding(features) for features in rows])
 
 

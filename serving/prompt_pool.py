@@ -3,6 +3,7 @@
 One arena of keys and one of values shared by all layers, one arena of head rows. A slot is a contiguous run of the
 first two with all prompted layers of one prompt back to back, and a run of the third. A leased slot stays; the least
 recently used of the others goes when room is needed. What is freed cannot be read: its slot's lengths are zero.
+Prefixes may be quantised; then a table holds what each slot's keys and values are times.
 It refuses to know tasks, tenants, stores, batches and metrics, and belongs to one thread.
 
 Shape letters: L layers, H heads, N pool tokens, D head dim, S slots, Q head rows, M model width, W tokens of a run.
@@ -19,9 +20,11 @@ import numpy as np
 import torch
 
 from prefixbank.kernels.plan import NO_PROMPT_SLOT, LayerPrefix
-from prefixbank.model_store.errors import PromptTooLarge
+from prefixbank.kernels.quantise import can_read
+from prefixbank.model_store.errors import InvalidConfig, PromptTooLarge
+from prefixbank.serving.pool_bytes import PoolBytes, Sizes
 from prefixbank.serving.runs import Run, Runs, widest_gap
-from prefixbank.serving.staging import ALIGNMENT, aligned
+from prefixbank.serving.staging import aligned
 from prefixbank.serving.tier import TierState
 
 if TYPE_CHECKING:
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
 
     from prefixbank.model_store.task_prompt import BackboneRef
     from prefixbank.serving.staging import StagedPrompt
-
-MAX_SLOTS = 65_536
 
 
 @dataclass(eq=False, slots=True)
@@ -49,6 +50,8 @@ class Slot:
     layers: tuple[int, ...]
     prefix_length: int
     num_classes: int
+    scale_N2H: Tensor | None
+    """On the host, of the prompted layers; None where prefixes are stored as they are."""
     num_leases: int = 0
 
     @property
@@ -58,7 +61,15 @@ class Slot:
 
 
 class PromptPool:
-    """Prefixes and heads on one device within `budget_bytes`, of which `head_share` is for heads."""
+    """Prefixes and heads on one device within `budget_bytes`, of which `head_share` is for heads.
+
+    Args:
+        dtype: the backbone's.
+        prefix_dtype: int8 or float8_e4m3fn to store prefixes quantised; None for `dtype`.
+
+    Raises:
+        InvalidConfig: when the device cannot read prefixes of `prefix_dtype`.
+    """
 
     def __init__(
         self,
@@ -67,25 +78,26 @@ class PromptPool:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        prefix_dtype: torch.dtype | None = None,
         head_share: float = 0.25,
     ) -> None:
+        if prefix_dtype is not None and not can_read(prefix_dtype, device):
+            raise InvalidConfig(f"prefix_dtype: found {prefix_dtype}, wanted int8 or auto: {device} cannot read it")
         layers, heads, dim, width = backbone.num_layers, backbone.num_heads, backbone.head_dim, backbone.width
-        self._token_bytes = 2 * heads * dim * dtype.itemsize
-        self._row_bytes = 4 * (width + 1)
-        prefix_bytes = int(budget_bytes * (1 - head_share))
-        num_tokens = max(prefix_bytes // self._token_bytes // ALIGNMENT, 1) * ALIGNMENT
-        num_rows = max(int(budget_bytes * head_share) // self._row_bytes, 1)
-        num_slots = min(num_rows + 1, MAX_SLOTS)
-
-        self._k_HND = _zeros((heads, num_tokens, dim), dtype, device)
-        self._v_HND = _zeros((heads, num_tokens, dim), dtype, device)
+        self.prefix_dtype = stored = prefix_dtype or dtype
+        self._bytes = PoolBytes.of(backbone, stored, is_quantised=prefix_dtype is not None)
+        num_tokens, num_rows, num_slots = self._bytes.sizes(budget_bytes, head_share)
+        self._k_HND = _zeros((heads, num_tokens, dim), stored, device)
+        self._v_HND = _zeros((heads, num_tokens, dim), stored, device)
         self.head_rows_QM = _zeros((num_rows, width), torch.float32, device)
         self.head_bias_Q = _zeros((num_rows,), torch.float32, device)
         self._start_LS = torch.zeros(layers, num_slots, dtype=torch.int32, device=device)
         self._length_LS = torch.zeros_like(self._start_LS)
+        self._scale_LS2H = None if prefix_dtype is None else torch.ones(layers, num_slots, 2, heads, device=device)
+        scales = [None] * layers if self._scale_LS2H is None else self._scale_LS2H
         self.layer_prefixes = [
-            LayerPrefix(self._k_HND, self._v_HND, start_S, length_S)
-            for start_S, length_S in zip(self._start_LS, self._length_LS, strict=True)
+            LayerPrefix(self._k_HND, self._v_HND, *tables)
+            for tables in zip(self._start_LS, self._length_LS, scales, strict=True)
         ]
 
         self._tokens = Runs(num_tokens)
@@ -123,6 +135,7 @@ class PromptPool:
     def admit(self, revision: str, prompt: StagedPrompt) -> Slot:
         """Copy a prompt into the pool, evicting as needed; `can_admit` has been asked."""
         assert revision not in self._slots, f"{revision} is admitted twice. This is a bug."
+        assert prompt.kv_2HWD.dtype == self.prefix_dtype, f"{revision} was staged for another pool. This is a bug."
         self._make_room(prompt)
         slot = Slot(
             self._numbers.pop(),
@@ -132,12 +145,14 @@ class PromptPool:
             prompt.layers,
             prompt.prefix_length,
             prompt.num_classes,
+            prompt.scale_N2H,
         )
         self._k_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.kv_2HWD[0], non_blocking=True)
         self._v_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.kv_2HWD[1], non_blocking=True)
         self.head_rows_QM[slot.head.start : slot.head.end].copy_(prompt.rows_QM, non_blocking=True)
         self.head_bias_Q[slot.head.start : slot.head.end].copy_(prompt.bias_Q, non_blocking=True)
-        self._write_tables(slot, prompt.prefix_length)
+        self._write_tables(slot)
+        self._write_scales(slot)
         self._slots[revision] = slot
         return slot
 
@@ -175,9 +190,8 @@ class PromptPool:
         return self._move_prefix() or self._move_head()
 
     def state(self) -> TierState:
-        tokens = self._tokens.capacity - self._tokens.num_free
-        rows = self._rows.capacity - self._rows.num_free
-        num_bytes = tokens * self._token_bytes + rows * self._row_bytes
+        tokens, rows = (runs.capacity - runs.num_free for runs in (self._tokens, self._rows))
+        num_bytes = self._bytes.total(Sizes(tokens, rows, len(self._slots)))
         return TierState(len(self._slots), num_bytes, self._hits, self._misses, self._evictions.copy())
 
     def check_integrity(self) -> None:
@@ -197,9 +211,11 @@ class PromptPool:
                 start = slot.prefix.start + part * aligned(slot.prefix_length)
                 assert self._start_LS[layer, slot.number] == start or not slot.prefix_length, "a table is wrong"
                 pad = slice(start + slot.prefix_length, start + aligned(slot.prefix_length))
-                assert not self._k_HND[:, pad].any(), "the pad tokens of a slot are not zero. This is a bug."
-                assert not self._v_HND[:, pad].any(), "the pad tokens of a slot are not zero. This is a bug."
+                for arena_HND in (self._k_HND, self._v_HND):
+                    as_bytes = arena_HND[:, pad].view(torch.uint8)
+                    assert not as_bytes.any(), "the pad tokens of a slot are not zero. This is a bug."
         assert torch.equal(length_LS, self._length_LS), "a length of the tables is not its slot's. This is a bug."
+        self._check_scales()
 
     def _make_room(self, prompt: StagedPrompt) -> None:
         while not (self._numbers and self._tokens.can_take(prompt.num_tokens) and self._rows.can_take(prompt.num_rows)):
@@ -215,13 +231,35 @@ class PromptPool:
         self._numbers.append(slot.number)
         self._evictions[reason] += 1
 
-    def _write_tables(self, slot: Slot, prefix_length: int) -> None:
+    def _check_scales(self) -> None:
+        """Each slot is times what its prompt was divided by; the slot of no prompt is times 1."""
+        if self._scale_LS2H is None:
+            return
+        assert (self._scale_LS2H[:, NO_PROMPT_SLOT] == 1).all(), "no prompt has a scale. This is a bug."
+        for slot in self._slots.values():
+            found_L2H, wanted_L2H = self._scale_LS2H[:, slot.number].cpu(), self._scales_of(slot)
+            assert torch.equal(found_L2H, wanted_L2H), "a scale of the table is not its slot's. This is a bug."
+
+    def _write_tables(self, slot: Slot) -> None:
         columns_2L = torch.zeros(2, self._start_LS.shape[0], dtype=torch.int32)
         for part, layer in enumerate(slot.layers):
-            columns_2L[0, layer] = slot.prefix.start + part * aligned(prefix_length)
-            columns_2L[1, layer] = prefix_length
+            columns_2L[0, layer] = slot.prefix.start + part * aligned(slot.prefix_length)
+            columns_2L[1, layer] = slot.prefix_length
         self._start_LS[:, slot.number] = columns_2L[0].to(self._start_LS.device)
         self._length_LS[:, slot.number] = columns_2L[1].to(self._length_LS.device)
+
+    def _write_scales(self, slot: Slot) -> None:
+        if self._scale_LS2H is not None:
+            self._scale_LS2H[:, slot.number] = self._scales_of(slot).to(self._scale_LS2H.device)
+
+    def _scales_of(self, slot: Slot) -> Tensor:
+        """[L, 2, H] on the host; a layer without a prompt is times 1."""
+        assert self._scale_LS2H is not None
+        assert slot.scale_N2H is not None, "a prompt staged as it is came to a quantised pool. This is a bug."
+        layers, _, *shape = self._scale_LS2H.shape
+        scale_L2H = torch.ones(layers, *shape)
+        scale_L2H[list(slot.layers)] = slot.scale_N2H
+        return scale_L2H
 
     def _move_prefix(self) -> bool:
         slot = _behind_gap(self._slots.values(), self._tokens, "prefix")
@@ -232,7 +270,7 @@ class PromptPool:
         slot.prefix = new = self._tokens.take(old.length)
         for arena_HND in (self._k_HND, self._v_HND):
             arena_HND[:, new.start : new.end] = arena_HND[:, old.start : old.end].clone()
-        self._write_tables(slot, slot.prefix_length)
+        self._write_tables(slot)
         return True
 
     def _move_head(self) -> bool:

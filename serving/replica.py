@@ -14,6 +14,7 @@ import torch
 from ray import serve
 
 from prefixbank.model_store.backbones.load import load_backbone
+from prefixbank.model_store.errors import InvalidConfig
 from prefixbank.model_store.store import PromptStore
 from prefixbank.serving.access import Access, Admission
 from prefixbank.serving.config import ServeConfig, validated
@@ -22,6 +23,7 @@ from prefixbank.serving.front import LOG_VARIABLE
 from prefixbank.serving.routes.asgi import Application
 from prefixbank.serving.routes.site import Site
 from prefixbank.serving.service import Service
+from prefixbank.serving.staging import prefix_dtype_of
 
 if TYPE_CHECKING:
     from ray.serve.deployment import Deployment
@@ -38,6 +40,9 @@ class Replica:
         _start_logging(config)
         try:
             self._build(config)
+        except InvalidConfig as error:
+            logger.error("the replica cannot start: %s", error)
+            raise
         except Exception:
             logger.exception("the replica cannot start")
             raise
@@ -48,7 +53,8 @@ class Replica:
         backbone = load_backbone(config.backbone, dtype=getattr(torch, config.dtype), device=device)
         encoding = EncodingLimits(max_inputs=config.max_inputs, num_threads=config.tokenizer_threads)
         access = Access.from_file(config.keys) if config.keys else Access.open()
-        self._service = Service(backbone, PromptStore(config.store), config.limits, encoding)
+        prefix_dtype = prefix_dtype_of(config.prefix_dtype)
+        self._service = Service(backbone, PromptStore(config.store), config.limits, encoding, prefix_dtype=prefix_dtype)
         self._site = Site(self._service, access, Admission(config.max_in_flight), config)
         logger.info("replica ready: %s in %s on %s", config.backbone, config.dtype, device)
 

@@ -83,6 +83,8 @@ class ServiceInfo(NamedTuple):
     architecture: str
     fingerprint: str
     dtype: str
+    prefix_dtype: str
+    """What prefixes are stored in; the backbone's dtype unless they are quantised."""
     device: str
     attention: str
     num_tasks: int
@@ -94,7 +96,14 @@ class ServiceInfo(NamedTuple):
 
 
 class Service:
-    """Serves the prompts of a store from one backbone. Close it, or use it as a context manager."""
+    """Serves the prompts of a store from one backbone. Close it, or use it as a context manager.
+
+    Args:
+        prefix_dtype: int8 or float8_e4m3fn to store prefixes quantised; None for the backbone's dtype.
+
+    Raises:
+        InvalidConfig: when the device cannot read prefixes of `prefix_dtype`.
+    """
 
     def __init__(
         self,
@@ -102,6 +111,8 @@ class Service:
         store: PromptSource,
         limits: Limits | None = None,
         encoding: EncodingLimits | None = None,
+        *,
+        prefix_dtype: torch.dtype | None = None,
     ) -> None:
         limits = limits or Limits()
         self._backbone, self._limits = backbone, limits
@@ -113,6 +124,7 @@ class Service:
             limits.pool_bytes,
             dtype=backbone.dtype,
             device=backbone.device,
+            prefix_dtype=prefix_dtype,
             head_share=limits.head_share,
         )
         self._catalog = Catalog(
@@ -120,12 +132,14 @@ class Service:
             backbone,
             host_cache_bytes=limits.host_cache_bytes,
             follow_interval_s=limits.follow_interval_s,
+            prefix_dtype=prefix_dtype,
             accept=lambda prompt: self._pool.check_fits(prompt.staged),
             events=Events(self._on_load, self._on_gone, self._on_followed),
             clock=self._clock,
         )
         tiers = {"device": self._pool.state, "host": self._catalog.state}
-        self.metrics = Metrics(Sources(self._scheduler.state, tiers), _build(backbone), limits.max_task_labels)
+        build = _build(backbone, self._pool.prefix_dtype)
+        self.metrics = Metrics(Sources(self._scheduler.state, tiers), build, limits.max_task_labels)
         self._encoder = Encoder(TextTokenizer(backbone.tokenizer), backbone.max_tokens, encoding)
         self._engine = Engine(
             backbone, self._pool, self._scheduler, clock=self._clock, on_batch=self.metrics.observe_batch
@@ -203,7 +217,8 @@ class Service:
             ref.name,
             ref.architecture,
             ref.fingerprint,
-            str(self._backbone.dtype).removeprefix("torch."),
+            _name(self._backbone.dtype),
+            _name(self._pool.prefix_dtype),
             str(self._backbone.device),
             route_of(self._backbone.device).value,
             len(self._catalog.tasks()),
@@ -287,13 +302,18 @@ class Service:
                 self.metrics.register_task(str(task.address), task.facts.family)
 
 
-def _build(backbone: Backbone) -> dict[str, str]:
+def _build(backbone: Backbone, prefix_dtype: torch.dtype) -> dict[str, str]:
     return {
         "version": prefixbank.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backbone": backbone.ref.name or backbone.ref.architecture,
         "fingerprint": backbone.fingerprint,
-        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "dtype": _name(backbone.dtype),
+        "prefix_dtype": _name(prefix_dtype),
         "device": str(backbone.device),
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
 """StagedPrompt: a task prompt's tensors in the form the pool copies, made once on the loading thread.
 
-Keys and values in the pool's dtype and layout, padded to the pool's alignment with zeros; all class rows of the head
-in one piece. It refuses to know where in the pool they will lie.
+Keys and values in the pool's dtype and layout, quantised if it asks for that, padded to its alignment with zeros; all
+class rows of the head in one piece. It refuses to know where in the pool they will lie.
 
 Shape letters: N prompted layers, H heads, P prefix tokens, W tokens of a run, D head dim, M model width, C classes,
 Q head rows.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from prefixbank.kernels.quantise import quantise
 from prefixbank.model_store.errors import OverflowsHalf
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class StagedPrompt:
     """fp32: the C rows of the classifier, then the M rows of an own pooler, if there is one."""
     bias_Q: Tensor
     num_classes: int
+    scale_N2H: Tensor | None = None
+    """fp32: what quantised keys (0) and values (1) are times; None where they are stored as they are."""
 
     @property
     def num_tokens(self) -> int:
@@ -50,7 +53,8 @@ class StagedPrompt:
 
     @property
     def num_bytes(self) -> int:
-        return self.kv_2HWD.nbytes + self.rows_QM.nbytes + self.bias_Q.nbytes
+        tensors = (self.kv_2HWD, self.rows_QM, self.bias_Q, self.scale_N2H)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def aligned(num_tokens: int) -> int:
@@ -58,24 +62,40 @@ def aligned(num_tokens: int) -> int:
     return -(-num_tokens // ALIGNMENT) * ALIGNMENT
 
 
-def stage(prompt: TaskPrompt, dtype: torch.dtype, device: torch.device) -> StagedPrompt:
-    """Bring a prompt into the form a pool of this dtype on this device copies.
+def prefix_dtype_of(setting: str) -> torch.dtype | None:
+    """The dtype that the setting `prefix_dtype` names; None for "auto", the backbone's own."""
+    return None if setting == "auto" else getattr(torch, setting)
+
+
+def stage(
+    prompt: TaskPrompt, dtype: torch.dtype, device: torch.device, prefix_dtype: torch.dtype | None = None
+) -> StagedPrompt:
+    """Bring a prompt into the form that the pool of a backbone of `dtype` copies.
+
+    Args:
+        prefix_dtype: what the pool stores prefixes in, where that is not `dtype`.
 
     Raises:
-        OverflowsHalf: when a value of the prefix overflows in `dtype`.
+        OverflowsHalf: when a value of the prefix overflows in `dtype`, in which it is computed with.
     """
-    kv_2HWD, (rows_QM, bias_Q) = _run(prompt.kv_N2HPD, dtype), _head_rows(prompt.head)
+    kv_N2HPD = prompt.kv_N2HPD.to(dtype)
+    if not torch.isfinite(kv_N2HPD).all():
+        raise OverflowsHalf(f"the prefix reaches {prompt.kv_N2HPD.abs().max():.4g}, which is not finite in {dtype}")
+    scale_N2H = None
+    if prefix_dtype is not None:
+        kv_N2HPD, scale_N2H = quantise(prompt.kv_N2HPD, prefix_dtype)
+    kv_2HWD, (rows_QM, bias_Q) = _run(kv_N2HPD), _head_rows(prompt.head)
     if device.type == "cuda":  # from pinned memory the copy does not wait
         kv_2HWD, rows_QM, bias_Q = (tensor.pin_memory() for tensor in (kv_2HWD, rows_QM, bias_Q))
     length = prompt.prefix_length if prompt.layers else 0
-    return StagedPrompt(prompt.layers, length, kv_2HWD, rows_QM, bias_Q, prompt.head.bias_C.numel())
+    return StagedPrompt(prompt.layers, length, kv_2HWD, rows_QM, bias_Q, prompt.head.bias_C.numel(), scale_N2H)
 
 
 def as_views(prompt: TaskPrompt, staged: StagedPrompt) -> TaskPrompt:
-    """The prompt with its tensors replaced by views of what was staged from it, so that they exist once."""
-    layers, length = len(prompt.layers), prompt.prefix_length
-    heads, dim = staged.kv_2HWD.shape[1], staged.kv_2HWD.shape[3]
-    kv_2HNPD = staged.kv_2HWD.view(2, heads, layers, aligned(length), dim)[:, :, :, :length]
+    """The prompt with its tensors replaced by views of what was staged from it, so that they exist once.
+
+    A quantised prefix has no such view: only its shape is left, in a tensor on the meta device, which cannot be read.
+    """
     classes, has_own = staged.num_classes, prompt.head.pooler_weight_MM is not None
     head = replace(
         prompt.head,
@@ -84,16 +104,17 @@ def as_views(prompt: TaskPrompt, staged: StagedPrompt) -> TaskPrompt:
         pooler_weight_MM=staged.rows_QM[classes:] if has_own else None,
         pooler_bias_M=staged.bias_Q[classes:] if has_own else None,
     )
+    if staged.scale_N2H is not None:
+        return replace(prompt, kv_N2HPD=prompt.kv_N2HPD.to("meta"), head=head)
+    layers, _, heads, length, dim = prompt.kv_N2HPD.shape
+    kv_2HNPD = staged.kv_2HWD.view(2, heads, layers, aligned(length), dim)[:, :, :, :length]
     return replace(prompt, kv_N2HPD=kv_2HNPD.permute(2, 0, 1, 3, 4), head=head)
 
 
-def _run(kv_N2HPD: Tensor, dtype: torch.dtype) -> Tensor:
-    converted_N2HPD = kv_N2HPD.to(dtype)
-    if not torch.isfinite(converted_N2HPD).all():
-        raise OverflowsHalf(f"the prefix reaches {kv_N2HPD.abs().max().item():.4g}, which is not finite in {dtype}")
+def _run(kv_N2HPD: Tensor) -> Tensor:
     layers, _, heads, length, dim = kv_N2HPD.shape
-    kv_2HNPD = torch.zeros(2, heads, layers, aligned(length), dim, dtype=dtype)
-    kv_2HNPD[:, :, :, :length] = converted_N2HPD.permute(1, 2, 0, 3, 4)
+    kv_2HNPD = torch.zeros(2, heads, layers, aligned(length), dim, dtype=kv_N2HPD.dtype)
+    kv_2HNPD[:, :, :, :length] = kv_N2HPD.permute(1, 2, 0, 3, 4)
     return kv_2HNPD.view(2, heads, layers * aligned(length), dim)
 
 

@@ -30,6 +30,7 @@ def test_the_variables_that_kubernetes_injects_are_not_settings() -> None:
         ({"limits.timeout_s": float("nan")}, "timeout_s"),
         ({"port": 70000}, "port"),
         ({"dtype": "int8"}, "dtype"),
+        ({"prefix_dtype": "float16"}, "prefix_dtype"),
         ({"port": 2, "port.x": 1}, "port"),
         ({"num_replicas": 0}, "num_replicas"),
     ],

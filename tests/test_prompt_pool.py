@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from prefixbank.kernels.plan import NO_PROMPT_SLOT
-from prefixbank.model_store.errors import OverflowsHalf, PromptTooLarge
+from prefixbank.kernels.plan import NO_PROMPT_SLOT, LayerPrefix
+from prefixbank.kernels.quantise import dequantise, quantise
+from prefixbank.model_store.errors import InvalidConfig, OverflowsHalf, PromptTooLarge
 from prefixbank.model_store.task_prompt import (
     BackboneRef,
     Head,
@@ -19,16 +22,22 @@ from prefixbank.model_store.task_prompt import (
     TaskFamily,
     TaskPrompt,
 )
+from prefixbank.serving.pool_bytes import PoolBytes, Sizes
 from prefixbank.serving.prompt_pool import PromptPool, Slot
 from prefixbank.serving.runs import Runs
 from prefixbank.serving.staging import StagedPrompt, as_views, stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LAYERS, HEADS, DIM, WIDTH = 3, 2, 4, 8
 CPU = torch.device("cpu")
 BACKBONE = BackboneRef(
     fingerprint="0" * 64, architecture="bert", num_layers=LAYERS, num_heads=HEADS, head_dim=DIM, width=WIDTH
 )
-TOKEN_BYTES, ROW_BYTES = 2 * HEADS * DIM * 4, 4 * (WIDTH + 1)
+TOKEN_NUMBERS, ROW_BYTES = 2 * HEADS * DIM, 4 * (WIDTH + 1)
+STORED = (None, torch.int8, torch.float8_e4m3fn)
+"""What a pool may store prefixes in; None is the backbone's dtype, here float32."""
 
 
 def make_prompt(
@@ -54,26 +63,48 @@ def make_prompt(
     )
 
 
-def staged(prompt: TaskPrompt) -> StagedPrompt:
-    return stage(prompt, torch.float32, CPU)
+def staged(prompt: TaskPrompt, prefix_dtype: torch.dtype | None = None) -> StagedPrompt:
+    return stage(prompt, torch.float32, CPU, prefix_dtype)
 
 
-def make_pool(num_tokens: int = 480, num_rows: int = 64) -> PromptPool:
-    prefix, heads = num_tokens * TOKEN_BYTES, num_rows * ROW_BYTES
-    budget = prefix + heads + 2
-    return PromptPool(BACKBONE, budget, dtype=torch.float32, device=CPU, head_share=(heads + 1) / budget)
+def make_pool(num_tokens: int = 480, num_rows: int = 64, prefix_dtype: torch.dtype | None = None) -> PromptPool:
+    """A pool of exactly so many tokens and rows."""
+    stored = prefix_dtype or torch.float32
+    each, num_slots = PoolBytes.of(BACKBONE, stored, is_quantised=prefix_dtype is not None), 0
+    for _ in range(5):  # what a budget pays for depends on its tables, and they on the budget
+        budget = each.total(Sizes(num_tokens, num_rows, num_slots)) + 2
+        share = (num_rows * ROW_BYTES + 1) / budget
+        num_slots = each.sizes(budget, share).num_slots
+    pool = PromptPool(BACKBONE, budget, dtype=torch.float32, device=CPU, prefix_dtype=prefix_dtype, head_share=share)
+    assert (pool._tokens.capacity, pool._rows.capacity) == (num_tokens, num_rows)
+    return pool
+
+
+def stored_prefix(prefix: LayerPrefix, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of a slot as a kernel reads them."""
+    lent = slice(int(prefix.slot_start_S[slot.number]), int((prefix.slot_start_S + prefix.slot_length_S)[slot.number]))
+    kv_2HPD = (prefix.pool_k_HND[:, lent], prefix.pool_v_HND[:, lent])
+    if prefix.slot_scale_S2H is None:
+        return kv_2HPD
+    k_HPD, v_HPD = (
+        dequantise(x, scale_H) for x, scale_H in zip(kv_2HPD, prefix.slot_scale_S2H[slot.number], strict=True)
+    )
+    return k_HPD, v_HPD
 
 
 def assert_holds(pool: PromptPool, slot: Slot, prompt: TaskPrompt) -> None:
-    """What a kernel reads through the tables, and a head through the arena, is the prompt."""
+    """What a kernel reads through the tables, and a head through the arena, is the prompt as it was quantised."""
+    stored, kv_N2HPD = pool.prefix_dtype, prompt.kv_N2HPD
+    if stored != torch.float32:
+        kv_N2HPD = dequantise(*quantise(kv_N2HPD, stored))
     for layer, prefix in enumerate(pool.layer_prefixes):
         start, length = int(prefix.slot_start_S[slot.number]), int(prefix.slot_length_S[slot.number])
         expected = prompt.prefix_length if layer in prompt.layers else 0
         assert length == expected
         if expected:
-            k_HPD, v_HPD = prompt.kv_N2HPD[prompt.layers.index(layer)]
-            assert torch.equal(prefix.pool_k_HND[:, start : start + length], k_HPD)
-            assert torch.equal(prefix.pool_v_HND[:, start : start + length], v_HPD)
+            found_HPD, wanted_HPD = stored_prefix(prefix, slot), kv_N2HPD[prompt.layers.index(layer)]
+            assert torch.equal(found_HPD[0], wanted_HPD[0])
+            assert torch.equal(found_HPD[1], wanted_HPD[1])
             assert start % 16 == 0
     classes = prompt.head.bias_C.numel()
     assert torch.equal(pool.head_rows_QM[slot.head.start :][:classes], prompt.head.weight_CM)
@@ -84,29 +115,37 @@ def assert_holds(pool: PromptPool, slot: Slot, prompt: TaskPrompt) -> None:
 
 
 def poison_free_memory(pool: PromptPool) -> None:
-    """Whoever reads what is not his sees NaN."""
+    """Whoever reads what is not his sees NaN, or in int8 the largest number times NaN."""
     for run in pool._tokens.free:
-        pool._k_HND[:, run.start : run.end] = float("nan")
-        pool._v_HND[:, run.start : run.end] = float("nan")
+        for arena_HND in (pool._k_HND, pool._v_HND):
+            arena_HND[:, run.start : run.end].view(torch.uint8)[:] = 0x7F  # in a float of one byte or two: NaN
+            if pool.prefix_dtype == torch.float32:
+                arena_HND[:, run.start : run.end] = float("nan")
+    if pool._scale_LS2H is not None:
+        pool._scale_LS2H[:, pool._numbers] = float("nan")
     for run in pool._rows.free:
         pool.head_rows_QM[run.start : run.end] = float("nan")
         pool.head_bias_Q[run.start : run.end] = float("nan")
 
 
+@pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("length", [1, 5, 16, 17, 64])
 @pytest.mark.parametrize("layers", [(0, 1, 2), (1,), (0, 2)])
-def test_an_admitted_prompt_is_read_back_through_the_tables(length: int, layers: tuple[int, ...]) -> None:
-    pool, prompt = make_pool(), make_prompt(length, layers=layers, own_pooler=True)
+def test_an_admitted_prompt_is_read_back_through_the_tables(
+    length: int, layers: tuple[int, ...], stored: torch.dtype | None
+) -> None:
+    pool, prompt = make_pool(prefix_dtype=stored), make_prompt(length, layers=layers, own_pooler=True)
     poison_free_memory(pool)
-    slot = pool.admit("a", staged(prompt))
+    slot = pool.admit("a", staged(prompt, stored))
     assert_holds(pool, slot, prompt)
     pool.check_integrity()
 
 
+@pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("layers", [(), (0, 1, 2)])
-def test_a_prompt_without_prefix_takes_no_tokens(layers: tuple[int, ...]) -> None:
-    pool, prompt = make_pool(), make_prompt(0, layers=layers)
-    slot = pool.admit("a", staged(prompt))
+def test_a_prompt_without_prefix_takes_no_tokens(layers: tuple[int, ...], stored: torch.dtype | None) -> None:
+    pool, prompt = make_pool(prefix_dtype=stored), make_prompt(0, layers=layers)
+    slot = pool.admit("a", staged(prompt, stored))
     assert slot.prefix.length == 0
     assert_holds(pool, slot, prompt)
     pool.check_integrity()
@@ -119,10 +158,70 @@ def test_slot_zero_has_no_prefix_in_any_layer() -> None:
     assert all(prefix.slot_length_S[NO_PROMPT_SLOT] == 0 for prefix in pool.layer_prefixes)
 
 
-def test_the_budget_is_kept() -> None:
-    pool = PromptPool(BACKBONE, 100_000, dtype=torch.float32, device=CPU)
+def held_bytes(pool: PromptPool) -> int:
     arenas = (pool._k_HND, pool._v_HND, pool.head_rows_QM, pool.head_bias_Q)
-    assert 0.95 * 100_000 < sum(arena.nbytes for arena in arenas) <= 100_000
+    tables = (pool._start_LS, pool._length_LS, pool._scale_LS2H)
+    return sum(tensor.nbytes for tensor in (*arenas, *tables) if tensor is not None)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("budget", [50_000, 2**20])
+def test_the_budget_is_kept_tables_included(stored: torch.dtype | None, budget: int) -> None:
+    pool = PromptPool(BACKBONE, budget, dtype=torch.float32, device=CPU, prefix_dtype=stored)
+    assert 0.95 * budget < held_bytes(pool) <= budget
+
+
+def test_a_prompt_in_one_byte_takes_half_of_what_it_takes_in_two() -> None:
+    taken = []
+    for stored in (None, torch.int8):
+        pool = PromptPool(BACKBONE, 2**20, dtype=torch.bfloat16, device=CPU, prefix_dtype=stored)
+        assert pool.state().num_bytes == 0
+        pool.admit("a", stage(make_prompt(64, classes=1), torch.bfloat16, CPU, stored))
+        taken.append(pool.state().num_bytes - ROW_BYTES)
+    tables, scales = LAYERS * 2 * 4, LAYERS * 2 * HEADS * 4
+    assert taken[0] == LAYERS * 64 * TOKEN_NUMBERS * 2 + tables
+    assert taken[1] == LAYERS * 64 * TOKEN_NUMBERS + tables + scales
+
+
+def test_a_prompt_staged_for_another_dtype_is_not_admitted() -> None:
+    with pytest.raises(AssertionError, match="staged for another pool"):
+        make_pool().admit("a", staged(make_prompt(5), torch.int8))
+    with pytest.raises(AssertionError, match="staged for another pool"):
+        make_pool(prefix_dtype=torch.int8).admit("a", staged(make_prompt(5)))
+
+
+@pytest.mark.parametrize("spoil", [torch.Tensor.zero_, lambda x: x.mul_(2), lambda x: x.fill_(float("nan"))])
+def test_a_scale_that_is_not_its_slots_is_noticed(spoil: Callable[[torch.Tensor], object]) -> None:
+    pool = make_pool(prefix_dtype=torch.int8)
+    slot = pool.admit("a", staged(make_prompt(5), torch.int8))
+    pool.check_integrity()
+    spoil(pool.layer_prefixes[1].slot_scale_S2H[slot.number, 1, 0])
+    with pytest.raises(AssertionError, match="scale"):
+        pool.check_integrity()
+
+
+def test_a_slot_that_changes_hands_takes_the_scales_of_the_next_prompt() -> None:
+    pool, loud, quiet = make_pool(prefix_dtype=torch.int8), make_prompt(5), make_prompt(5, layers=(1,), seed=1)
+    loud.kv_N2HPD.mul_(100)
+    first = pool.admit("loud", staged(loud, torch.int8))
+    pool.drop("loud")
+    second = pool.admit("quiet", staged(quiet, torch.int8))
+    assert second.number == first.number
+    assert_holds(pool, second, quiet)
+    assert all((pool.layer_prefixes[layer].slot_scale_S2H[second.number] == 1).all() for layer in (0, 2))
+    pool.check_integrity()
+
+
+def test_a_gpu_that_cannot_read_fp8_is_refused_before_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(InvalidConfig, match="float8_e4m3fn, wanted int8 or auto: cuda cannot read it"):
+        PromptPool(
+            BACKBONE,
+            2**20,
+            dtype=torch.bfloat16,
+            device=torch.device("cuda"),
+            prefix_dtype=torch.float8_e4m3fn,
+        )
 
 
 def test_the_least_recently_used_prompt_goes_first() -> None:
@@ -212,6 +311,29 @@ def test_values_that_overflow_in_the_pools_dtype_are_refused() -> None:
         stage(prompt, torch.float16, CPU)
 
 
+def test_what_overflows_in_the_backbones_dtype_is_refused_however_it_is_stored() -> None:
+    prompt = make_prompt(2)
+    prompt.kv_N2HPD[0, 1, 0, 0, 0] = 70_000.0
+    assert stage(prompt, torch.bfloat16, CPU, torch.int8).kv_2HWD.dtype == torch.int8
+    with pytest.raises(OverflowsHalf, match=r"7e\+04"):
+        stage(prompt, torch.float16, CPU, torch.int8)
+
+
+def test_a_quantised_prefix_cannot_be_read_as_the_prompts() -> None:
+    prompt = make_prompt(17, layers=(0, 2), own_pooler=True)
+    same = as_views(prompt, staged(prompt, torch.int8))
+    assert same.kv_N2HPD.shape == prompt.kv_N2HPD.shape
+    assert torch.equal(same.head.weight_CM, prompt.head.weight_CM)
+    with pytest.raises(NotImplementedError, match="meta"):
+        same.kv_N2HPD.cpu()
+
+
+def test_the_bytes_of_a_staged_prompt_include_its_scales() -> None:
+    plain, quantised = (staged(make_prompt(16), stored) for stored in (None, torch.int8))
+    assert quantised.kv_2HWD.nbytes * 4 == plain.kv_2HWD.nbytes
+    assert quantised.num_bytes == plain.num_bytes - 3 * quantised.kv_2HWD.nbytes + LAYERS * 2 * HEADS * 4
+
+
 @pytest.mark.parametrize("length", [0, 1, 16, 17])
 @pytest.mark.parametrize("own_pooler", [False, True])
 def test_a_staged_prompt_is_seen_as_the_prompt_it_was(length: int, own_pooler: bool) -> None:
@@ -224,10 +346,11 @@ def test_a_staged_prompt_is_seen_as_the_prompt_it_was(length: int, own_pooler: b
         assert torch.equal(same.head.pooler_bias_M, prompt.head.pooler_bias_M)
 
 
-def test_compaction_makes_one_free_piece_and_keeps_every_prompt() -> None:
-    pool = make_pool(num_tokens=6 * 48, num_rows=12)
+@pytest.mark.parametrize("stored", STORED)
+def test_compaction_makes_one_free_piece_and_keeps_every_prompt(stored: torch.dtype | None) -> None:
+    pool = make_pool(num_tokens=6 * 48, num_rows=12, prefix_dtype=stored)
     prompts = {name: make_prompt(10, seed=number) for number, name in enumerate("abcdef")}
-    slots = {name: pool.admit(name, staged(prompt)) for name, prompt in prompts.items()}
+    slots = {name: pool.admit(name, staged(prompt, stored)) for name, prompt in prompts.items()}
     for name in "ace":
         pool.drop(name)
     assert pool.is_fragmented
@@ -270,15 +393,17 @@ PROMPTS = {
     )
     for number in range(12)
 }  # fmt: skip
-STAGED = {name: staged(prompt) for name, prompt in PROMPTS.items()}
 
 
 class PoolMachine(RuleBasedStateMachine):
     """Leases, drops and compaction in any order: leased prompts read back exactly, free memory is NaN throughout."""
 
+    stored: torch.dtype | None = None
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = make_pool(num_tokens=16 * 18, num_rows=40)
+        self.staged = {name: staged(prompt, self.stored) for name, prompt in PROMPTS.items()}
+        self.pool = make_pool(num_tokens=16 * 18, num_rows=40, prefix_dtype=self.stored)
         self.leases: list[tuple[dict[str, Slot], object]] = []
         poison_free_memory(self.pool)
 
@@ -286,8 +411,8 @@ class PoolMachine(RuleBasedStateMachine):
     def lease(self, names: list[str]) -> None:
         lease, held = self.pool.lease(), {}
         for name in names:
-            if lease.can_hold(name, STAGED[name]):
-                held[name] = lease.hold(name, STAGED[name])
+            if lease.can_hold(name, self.staged[name]):
+                held[name] = lease.hold(name, self.staged[name])
         self.leases.append((held, lease))
         assert held or self.leases[:-1], "an idle pool can hold any prompt that fits"
 
@@ -315,5 +440,11 @@ class PoolMachine(RuleBasedStateMachine):
                 assert_holds(self.pool, slot, PROMPTS[name])
 
 
+class QuantisedPoolMachine(PoolMachine):
+    stored = torch.int8
+
+
 PoolMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+QuantisedPoolMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 TestPoolMachine = PoolMachine.TestCase
+TestQuantisedPoolMachine = QuantisedPoolMachine.TestCase

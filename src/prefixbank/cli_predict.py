@@ -18,6 +18,7 @@ from prefixbank.model_store.errors import InvalidRequest, PrefixbankError
 from prefixbank.model_store.store import PromptStore
 from prefixbank.serving.config import ServeConfig
 from prefixbank.serving.predict import Predictor
+from prefixbank.serving.staging import prefix_dtype_of
 
 if TYPE_CHECKING:
     from prefixbank.serving.service import Answer
@@ -37,7 +38,8 @@ def answer_lines(config: ServeConfig, task: str, lines: Iterable[str]) -> Iterat
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     prompts = PromptStore.existing(config.store)
     backbone = load_backbone(config.backbone, dtype=getattr(torch, config.dtype), device=device)
-    with Predictor(backbone, prompts, config.limits) as predictor:
+    prefix_dtype = prefix_dtype_of(config.prefix_dtype)
+    with Predictor(backbone, prompts, config.limits, prefix_dtype=prefix_dtype) as predictor:
         submitted = (
             (number, _submit(predictor, address, alias or LIVE, line))
             for number, line in enumerate(lines, 1)

@@ -26,6 +26,7 @@ Store = Annotated[
 ]
 Backbone = Annotated[str | None, typer.Option(help="Folder, hub id, or `minilm`, the packaged one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+PrefixDtype = Annotated[str | None, typer.Option(help="How prefixes are stored: auto, int8 or float8_e4m3fn.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win over it.")]
 Settings = Annotated[
@@ -41,6 +42,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Interface to listen on; 0.0.0.0 is everybody's.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")] = None,
     dtype: Dtype = None,
+    prefix_dtype: PrefixDtype = None,
     device: Device = None,
     replicas: Annotated[int | None, typer.Option(help="Processes with a backbone each.", show_default="1")] = None,
     keys: Annotated[
@@ -54,8 +56,15 @@ def serve(
     """
     from prefixbank.serving.launch import launched
 
-    given = {"store": _text(store), "backbone": backbone, "host": host, "port": port, "dtype": dtype, "device": device}
-    chosen = _config(config, given | {"num_replicas": replicas, "keys": keys}, settings)
+    model: dict[str, object] = {"backbone": backbone, "dtype": dtype, "prefix_dtype": prefix_dtype, "device": device}
+    given: dict[str, object] = {
+        "store": _text(store),
+        "host": host,
+        "port": port,
+        "num_replicas": replicas,
+        "keys": keys,
+    }
+    chosen = _config(config, model | given, settings)
     if chosen.store == str(DEFAULT_STORE) and chosen.backbone == "minilm":
         view.remark_seeded(seed(DEFAULT_STORE))
     view.remark(f"starting {chosen.backbone} on port {chosen.port} ...")
@@ -76,6 +85,7 @@ def predict(
     config: Config = None,
     backbone: Backbone = None,
     dtype: Dtype = None,
+    prefix_dtype: PrefixDtype = None,
     device: Device = None,
     settings: Settings = None,
 ) -> None:
@@ -87,8 +97,8 @@ def predict(
     """
     from prefixbank.cli_predict import answer_lines
 
-    given: dict[str, object] = {"store": str(store), "backbone": backbone, "dtype": dtype, "device": device}
-    for line in answer_lines(_config(config, given, settings), task, source):
+    model: dict[str, object] = {"backbone": backbone, "dtype": dtype, "prefix_dtype": prefix_dtype, "device": device}
+    for line in answer_lines(_config(config, model | {"store": str(store)}, settings), task, source):
         typer.echo(line)
 
 
