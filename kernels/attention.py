@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prefixbank.kernels import cpu
+from prefixbank.kernels import cpu, cpu_backward
 from prefixbank.kernels.operands import Needs, Operands, View, check_operands, softmax_dtype
 from prefixbank.kernels.plan import Mode, Tiling
 from prefixbank.kernels.reference import reference_attention
@@ -85,7 +85,7 @@ def prefix_attention(
     Raises:
         ValueError: when shapes, dtypes or devices do not fit each other.
     """
-    check_operands(q_THD, k_THD, v_THD, prefix, plan, window)
+    check_operands(q_THD, k_THD, v_THD, prefix, plan, scale=scale, window=window)
     route = route or route_of(q_THD.device)
     if route is Route.REFERENCE:
         return reference_attention(q_THD, k_THD, v_THD, prefix, plan, scale=scale, window=window)[0]
@@ -190,7 +190,7 @@ def _backward(
     if Route(route) is Route.TRITON:
         saved = (d_out_THD, d_lse_TH, out_THD, lse_TH)
         return _triton_backward()(*saved, operands, view, Tiling(block_m, num_splits), Needs(*needs))
-    return cpu.backward(d_out_THD, d_lse_TH, out_THD, operands, view, Needs(*needs))
+    return cpu_backward.backward(d_out_THD, d_lse_TH, out_THD, operands, view, Needs(*needs))
 
 
 @_backward.register_fake

@@ -68,7 +68,9 @@ def softmax_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def check_operands(q: Tensor, k: Tensor, v: Tensor, prefix: LayerPrefix, plan: BatchPlan, window: int) -> None:
+def check_operands(
+    q: Tensor, k: Tensor, v: Tensor, prefix: LayerPrefix, plan: BatchPlan, *, scale: float, window: int
+) -> None:
     """Raise ValueError when shapes, dtypes or devices do not fit each other."""
     pool_k, pool_v, start, length, _ = prefix
     if not (q.dim() == 3 and q.shape == k.shape == v.shape):
@@ -88,6 +90,8 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, prefix: LayerPrefix, plan: B
     if len({x.device for x in tensors}) > 1:
         devices = tuple(str(x.device) for x in tensors)
         raise ValueError(f"q, k, v, the prefix and the plan are on {devices}, wanted one device")
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}, wanted a positive number")
     if window < 0:
         raise ValueError(f"window is {window}, wanted 0 for none or a positive width")
 

@@ -62,7 +62,7 @@ class Bucket(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How the queries and keys of a batch are cut among programs: one of a few, and all of a batch that a row's bits see."""
+    """How queries and keys are cut among programs: one of a few. Of a batch, a row's bits depend on this alone."""
 
     block_m: int
     """Queries of a tile: 16, 32, 64 or 128. No tile spans two rows."""
@@ -74,14 +74,14 @@ class Tiling(NamedTuple):
         """Choose from the mean length of the rows; split long prefixes of batches too small to fill a device."""
         rows, tokens = len(lengths), int(np.sum(lengths, dtype=np.int64))
         mean = tokens / rows if rows else 0
-        block_m = 16 if mean <= 16 else 32 if mean <= 48 else 64 if mean <= 96 or tokens <= SMALL_BATCH else 128
-        if tokens > SMALL_BATCH // 4 or longest_prefix < LONG_PREFIX:
+        block_m = 16 if mean <= 16 else 32 if mean <= 48 else 64
+        if tokens > SMALL_BATCH or longest_prefix < LONG_PREFIX:
             return cls(block_m)
         return cls(block_m, 4 if longest_prefix >= 2 * LONG_PREFIX else 2)
 
 
-SMALL_BATCH = 1024
-"""Tokens under which tiles of 128 queries are too few to occupy a large GPU."""
+SMALL_BATCH = 256
+"""Tokens up to which a batch has too few tiles to occupy a large GPU."""
 LONG_PREFIX = 256
 """Prefix tokens from which a small batch shares the keys of a tile among programs."""
 
@@ -180,7 +180,11 @@ class BatchPlan:
         ends_R = np.cumsum(rows_3R[0])
         num_tokens = int(ends_R[-1]) if num_rows else 0
         num_groups = min(room.rows, room.tiles) if capacity else len(group_G3)
-        host_I, parts = _blob(room, num_groups, torch.device(device))
+        sizes = [room.rows + 1, room.rows, room.rows, 2 * room.tiles, 3 * num_groups, 1]
+        host_I = torch.zeros(
+            sum(map(_aligned, sizes)), dtype=torch.int32, pin_memory=torch.device(device).type == "cuda"
+        )
+        parts = [part.numpy() for part in _parts(host_I, sizes)]
         row_start, slot, own_context, tile, group, num_tiles = parts
         row_start[1 : num_rows + 1], row_start[num_rows + 1 :] = ends_R, num_tokens
         slot[:num_rows], own_context[:num_rows] = rows_3R[1], rows_3R[2]
@@ -188,7 +192,7 @@ class BatchPlan:
         num_tiles[0] = needed.tiles
         return cls._over(
             host_I.to(device, non_blocking=True),
-            [len(part) for part in parts],
+            sizes,
             bucket_B5=_buckets(rows_3R, ends_R),
             mode=mode,
             tiling=tiling,
@@ -200,7 +204,7 @@ class BatchPlan:
         cls, blob_I: Tensor, sizes: Sequence[int], *, bucket_B5: Tensor, mode: Mode, tiling: Tiling, num_tokens: int
     ) -> BatchPlan:
         """View the parts of a blob."""
-        row_start, slot, context, tile, group, num_tiles = blob_I.split(sizes)
+        row_start, slot, context, tile, group, num_tiles = _parts(blob_I, sizes)
         tile_Y2, group_G3 = tile.view(-1, 2), group.view(-1, 3)
         return cls(row_start, slot, context, tile_Y2, num_tiles, group_G3, bucket_B5, mode, tiling, num_tokens, blob_I)
 
@@ -270,8 +274,11 @@ def _buckets(rows_3R: NDArray[np.int32], ends_R: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(bucket_B5)
 
 
-def _blob(room: Capacity, num_groups: int, device: torch.device) -> tuple[Tensor, list[NDArray[np.int32]]]:
-    """Zeroed host memory (pinned for a GPU) for all index tensors, and views of its parts."""
-    sizes = [room.rows + 1, room.rows, room.rows, 2 * room.tiles, 3 * num_groups, 1]
-    host_I = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
-    return host_I, np.split(host_I.numpy(), np.cumsum(sizes)[:-1])
+def _parts(blob_I: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """View the parts of a blob. Each begins at a multiple of 16 bytes, as a kernel wants its pointers."""
+    ends = np.cumsum([_aligned(size) for size in sizes]).tolist()
+    return [blob_I[end - _aligned(size) :][:size] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 4) * 4

@@ -1,8 +1,13 @@
 """Fixtures that every test file may use."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read by triton when it is imported; children inherit it
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,11 +9,16 @@ Shape letters: T packed tokens, H heads, D head dim, Z splits, Y tiles.
 
 from __future__ import annotations
 
+from itertools import product
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
+from prefixbank.kernels.gpu.configuration import EVERY_TARGET, Configuration, pointer
 from prefixbank.kernels.gpu.tile import (
+    PRECISION,
     find_tile,
     is_visible,
     load_keys,
@@ -23,15 +28,39 @@ from prefixbank.kernels.gpu.tile import (
     unmasked_keys,
     zero_tail,
 )
-from prefixbank.kernels.gpu.tiling import LOG2_E, check_supported, forward_launch, interpreting, padded_head_dim
-from prefixbank.kernels.operands import Operands, View
-from prefixbank.kernels.plan import Tiling
+from prefixbank.kernels.gpu.tiling import (
+    INDICES,
+    LOG2_E,
+    SUPPORTED,
+    VARYING,
+    check_supported,
+    forward_launch,
+    interpreting,
+    padded_head_dim,
+)
+from prefixbank.kernels.operands import QUANTISED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prefixbank.kernels.gpu.tiling import Launch
+    from prefixbank.kernels.operands import Operands, View
+    from prefixbank.kernels.plan import Tiling
 
 COMBINE_TOKENS = 32
+STRIDES = (
+    "q_token", "q_head", "k_token", "k_head", "v_token", "v_head",
+    "pool_k_head", "pool_k_token", "pool_v_head", "pool_v_token",
+)  # fmt: skip
 
 
-def forward(operands: Operands, view: View, tiling: Tiling, *, with_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the output [T, H, D] and, `with_lse`, the natural log-sum-exp [T, H] in fp32 (else [0, H])."""
+def forward(
+    operands: Operands, view: View, tiling: Tiling, *, with_lse: bool, launch: Launch | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the output [T, H, D] and, `with_lse`, the natural log-sum-exp [T, H] in fp32 (else [0, H]).
+
+    `launch` is for benchmarks that compare constants; by default the table's.
+    """
     q, k, v = (dense(x) for x in operands[:3])
     check_supported(q)
     tokens, heads, dim = q.shape
@@ -40,7 +69,7 @@ def forward(operands: Operands, view: View, tiling: Tiling, *, with_lse: bool) -
     splits = tiling.num_splits
     part_out = out if splits == 1 else q.new_empty((splits, tokens, heads, dim), dtype=torch.float32)
     part_lse = lse if splits == 1 else q.new_empty((splits, tokens, heads), dtype=torch.float32)
-    launch = forward_launch(tiling.block_m, padded_head_dim(dim), q.dtype)
+    launch = launch or forward_launch(tiling.block_m, padded_head_dim(dim), q.dtype)
     parts = len(operands.tile_Y2) * (tiling.block_m // launch.block_m)
     quantised = operands.slot_scale_S2H is not None
     attend[(heads * (parts + 1), splits)](
@@ -68,7 +97,7 @@ def dense(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def attend(
     q, k, v, pool_k, pool_v, out, lse,
     slot_start, slot_length, slot_scale, row_start, slot_of_row, context_of_row, tile, num_tiles,
@@ -103,8 +132,8 @@ def attend(
 
     # Key number n lies at lent + n while n < prefix, and at own + n after that.
     start = tl.load(slot_start + slot).to(tl.int64)
-    lent_k = pool_k + head * pool_k_head.to(tl.int64) + start * pool_k_token
-    lent_v = pool_v + head * pool_v_head.to(tl.int64) + start * pool_v_token
+    lent_k = pool_k + head.to(tl.int64) * pool_k_head + start * pool_k_token
+    lent_v = pool_v + head.to(tl.int64) * pool_v_head + start * pool_v_token
     own_k = k + head * k_head + (begin + low - prefix) * k_token
     own_v = v + head * v_head + (begin + low - prefix) * v_token
     times_k, times_v = 1.0, 1.0
@@ -123,27 +152,55 @@ def attend(
     n_end = tl.minimum(num_keys, n_begin + steps * BLOCK_N)
     n_plain = unmasked_keys(prefix, first, high, context, MODE, WINDOWED) // BLOCK_N * BLOCK_N
     n_plain = tl.maximum(n_begin, tl.minimum(n_plain, n_end // BLOCK_N * BLOCK_N))
-    for n in range(n_begin, n_plain, BLOCK_N):
-        key = n + tl.arange(0, BLOCK_N)
-        k_ND = load_keys(lent_k, own_k, key, prefix, num_keys, k_token, pool_k_token, offs_d, D, BLOCK_D, False, QUANTISED, UPCAST)
-        scores = tl.dot(q_MD, k_ND.T, input_precision="ieee")
-        v_ND = load_keys(lent_v, own_v, key, prefix, num_keys, v_token, pool_v_token, offs_d, D, BLOCK_D, False, QUANTISED, UPCAST)
-        if QUANTISED:
-            scores = scores * tl.where(key < prefix, times_k, 1.0)[None, :]
-        times_N = tl.where(key < prefix, times_v, 1.0)
-        acc, top, total = softmax_step(scores, v_ND, acc, top, total, scale_log2, times_N, QUANTISED, False)
-    for n in range(n_plain, n_end, BLOCK_N):
-        key = n + tl.arange(0, BLOCK_N)
-        k_ND = load_keys(lent_k, own_k, key, prefix, num_keys, k_token, pool_k_token, offs_d, D, BLOCK_D, True, QUANTISED, UPCAST)
-        scores = tl.dot(q_MD, k_ND.T, input_precision="ieee")
-        v_ND = load_keys(lent_v, own_v, key, prefix, num_keys, v_token, pool_v_token, offs_d, D, BLOCK_D, True, QUANTISED, UPCAST)
-        if QUANTISED:
-            scores = scores * tl.where(key < prefix, times_k, 1.0)[None, :]
-        own_key = tl.where(key < prefix, -1, key - prefix + low)
-        seen = is_visible(query[:, None], own_key[None, :], context, window, MODE, WINDOWED) & (key < num_keys)[None, :]
-        scores = tl.where(seen, scores, float("-inf"))
-        times_N = tl.where(key < prefix, times_v, 1.0)
-        acc, top, total = softmax_step(scores, v_ND, acc, top, total, scale_log2, times_N, QUANTISED, True)
+    for masked in tl.static_range(2):
+        for n in tl.range(
+            n_plain if masked else n_begin,
+            n_end if masked else n_plain,
+            BLOCK_N,
+            # Without a window the masked steps are one or two: nothing to pipeline, and buffers cost registers.
+            num_stages=1 if masked > WINDOWED else None,
+        ):
+            key = n + tl.arange(0, BLOCK_N)
+            of_prefix = key < prefix
+            k_ND = load_keys(
+                lent_k,
+                own_k,
+                key,
+                prefix,
+                num_keys,
+                k_token,
+                pool_k_token,
+                offs_d,
+                D,
+                BLOCK_D,
+                masked,
+                QUANTISED,
+                UPCAST,
+            )
+            scores = tl.dot(q_MD, k_ND.T, input_precision=PRECISION)
+            v_ND = load_keys(
+                lent_v,
+                own_v,
+                key,
+                prefix,
+                num_keys,
+                v_token,
+                pool_v_token,
+                offs_d,
+                D,
+                BLOCK_D,
+                masked,
+                QUANTISED,
+                UPCAST,
+            )
+            if QUANTISED:
+                scores = scores * tl.where(of_prefix, times_k, 1.0)[None, :]
+            if masked:
+                own_key = tl.where(of_prefix, -1, key - prefix + low)[None, :]
+                seen = is_visible(query[:, None], own_key, context, window, MODE, WINDOWED)
+                scores = tl.where(seen & (key < num_keys)[None, :], scores, float("-inf"))
+            times_N = tl.where(of_prefix, times_v, 1.0)
+            acc, top, total = softmax_step(scores, v_ND, acc, top, total, scale_log2, times_N, QUANTISED, masked)
 
     has_keys = total > 0
     total = tl.where(has_keys, total, 1.0)
@@ -157,7 +214,7 @@ def attend(
         tl.store(lse + (split.to(tl.int64) * tokens + token) * heads, log_total * 0.6931471805599453, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def combine(
     part_out, part_lse, out, lse, row_start, heads, tokens, rows,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, WITH_LSE: tl.constexpr,
@@ -170,7 +227,9 @@ def combine(
     stored = of_a_row[:, None] & (offs_d < D)[None, :]
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     for split in tl.static_range(SPLITS):
-        top = tl.maximum(top, tl.load(part_lse + (split * tokens + token) * heads + head, mask=of_a_row, other=float("-inf")))
+        top = tl.maximum(
+            top, tl.load(part_lse + (split * tokens + token) * heads + head, mask=of_a_row, other=float("-inf"))
+        )
     anchor = tl.where(top == float("-inf"), 0.0, top)
     acc = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -183,7 +242,67 @@ def combine(
     has_keys = total > 0
     total = tl.where(has_keys, total, 1.0)
     at = out + (token * heads + head)[:, None] * D + offs_d[None, :]
-    tl.store(at, (acc / total[:, None]).to(out.dtype.element_ty), mask=(token < tokens)[:, None] & (offs_d < D)[None, :])
+    tl.store(
+        at, (acc / total[:, None]).to(out.dtype.element_ty), mask=(token < tokens)[:, None] & (offs_d < D)[None, :]
+    )
     if WITH_LSE:
         whole = tl.where(has_keys, tl.log(total) + anchor, float("-inf"))
         tl.store(lse + token * heads + head, whole, mask=token < tokens)
+
+
+def configurations() -> Iterator[Configuration]:
+    """Yield every compiled form that this module may launch, at the shapes that matter."""
+    for dtype, dim, block_m in product(SUPPORTED, (32, 64, 128), (16, 32, 64, 128)):
+        yield _attend_form(dtype, dim, block_m)
+    for dim, block_m in product((48, 80, 96), (64, 128)):
+        yield _attend_form(torch.bfloat16, dim, block_m)
+    for block_m, mode, windowed in product((64, 128), (0, 1, 2), (False, True)):
+        if mode or windowed:
+            yield _attend_form(torch.bfloat16, 64, block_m, MODE=mode, WINDOWED=windowed)
+    for block_m, splits in product((16, 64), (2, 4)):
+        yield _attend_form(torch.bfloat16, 64, block_m, SPLITS=splits)
+    for stored, block_m in product(QUANTISED, (16, 64, 128)):
+        yield _attend_form(torch.bfloat16, 64, block_m, stored=stored, QUANTISED=True)
+    for dtype, dim, splits in product(SUPPORTED, (64, 128), (2, 4)):
+        yield _combine_form(dtype, dim, splits)
+
+
+def _attend_form(
+    dtype: torch.dtype, dim: int, block_m: int, *, stored: torch.dtype | None = None, **differing: object
+) -> Configuration:
+    launch = forward_launch(block_m, padded_head_dim(dim), dtype)
+    constants: dict[str, object] = {
+        "D": dim, "BLOCK_D": padded_head_dim(dim), "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n,
+        "SUB": block_m // launch.block_m, "SPLITS": 1, "MODE": 0, "WINDOWED": False, "QUANTISED": False,
+        "WITH_LSE": True, "UPCAST": False,
+    }  # fmt: skip
+    constants |= differing
+    partial = torch.float32 if constants["SPLITS"] != 1 else dtype
+    own, pool, index = pointer(dtype), pointer(stored or dtype), pointer(torch.int32, aligned=False)
+    signature = {
+        "q": own, "k": own, "v": own, "pool_k": pool, "pool_v": pool,
+        "out": pointer(partial), "lse": pointer(torch.float32),
+        **dict.fromkeys(INDICES[:8], index), "scale_log2": "fp32", "window": "i32", "heads": "i32:16",
+        "tokens": "i32", "rows": "i32", **dict.fromkeys(STRIDES, "i32:16"),
+    }  # fmt: skip
+    if stored:
+        signature["slot_scale"] = pointer(torch.float32, aligned=False)
+    shape = " ".join(f"{name.lower()}={value}" for name, value in differing.items())
+    name = f"forward {dtype} D{dim} m{block_m} {stored or ''} {shape}".replace("torch.", "").strip()
+    matrix = dtype != torch.float32
+    # fp8e4nv does not exist before compute capability 8.9.
+    targets = (90, 100) if stored == torch.float8_e4m3fn else EVERY_TARGET
+    return Configuration(
+        name, attend, signature, constants, launch.num_warps, launch.num_stages, matrix, launch.num_stages > 1, targets
+    )
+
+
+def _combine_form(dtype: torch.dtype, dim: int, splits: int) -> Configuration:
+    real = pointer(torch.float32)
+    signature = {
+        "part_out": real, "part_lse": real, "out": pointer(dtype), "lse": real,
+        "row_start": pointer(torch.int32, aligned=False), "heads": "i32:16", "tokens": "i32", "rows": "i32",
+    }  # fmt: skip
+    constants = {"D": dim, "BLOCK_D": padded_head_dim(dim), "BLOCK": COMBINE_TOKENS, "SPLITS": splits, "WITH_LSE": True}
+    name = f"combine {dtype} D{dim} splits={splits}".replace("torch.", "")
+    return Configuration(name, combine, signature, constants, 4, 3, False, False)

@@ -4,6 +4,8 @@ A row's keys are numbered 0 .. P + L: first its prefix, read from the pool, then
 can see at all. One loop runs over both; where a key lies is decided per key, by choosing between two pointers.
 It refuses to know launch constants and gradients.
 
+Where a row begins is a 64-bit offset; within a row or a prefix, offsets fit 32 bits (700,000 tokens of 3,072 numbers).
+
 Shape letters in comments: M queries of a tile, N keys of a step, D head dim.
 """
 
@@ -13,6 +15,8 @@ import triton.language as tl
 FULL: tl.constexpr = tl.constexpr(0)
 CAUSAL: tl.constexpr = tl.constexpr(1)
 PREFIX_LM: tl.constexpr = tl.constexpr(2)
+PRECISION: tl.constexpr = tl.constexpr("tf32x3")
+"""Of products of fp32: three tensor-core passes, an error like that of fp32 itself. "ieee" spills kilobytes."""
 
 
 @triton.jit
@@ -77,31 +81,31 @@ def load_keys(
     `lent` points to the first of the prefix, `own` to where key number 0 would lie if own keys began at 0.
     """
     of_prefix = key < prefix
-    lent_N = lent + key.to(tl.int64) * lent_token
-    own_N = own + key.to(tl.int64) * own_token
+    lent_N = lent + key * lent_token
+    own_N = own + key * own_token
     wanted = (offs_d < D)[None, :]
     if MASKED:
         wanted = wanted & (key < num_keys)[:, None]
     if QUANTISED:
         from_pool = tl.load(lent_N[:, None] + offs_d[None, :], mask=wanted & of_prefix[:, None], other=0.0)
         rows = tl.load(own_N[:, None] + offs_d[None, :], mask=wanted & (key >= prefix)[:, None], other=0.0)
-        if UPCAST:
-            return tl.where(of_prefix[:, None], from_pool.to(tl.float32), rows.to(tl.float32))
-        return tl.where(of_prefix[:, None], from_pool.to(rows.dtype), rows)
-    at = tl.where(of_prefix, lent_N, own_N)[:, None] + offs_d[None, :]
-    if MASKED or D < BLOCK_D:
-        rows = tl.load(at, mask=wanted, other=0.0)
+        compute = tl.float32 if UPCAST else rows.dtype
+        rows = tl.where(of_prefix[:, None], from_pool.to(compute), rows.to(compute))
     else:
-        rows = tl.load(at)
-    if UPCAST:
-        rows = rows.to(tl.float32)
+        at = tl.where(of_prefix, lent_N, own_N)[:, None] + offs_d[None, :]
+        if MASKED or D < BLOCK_D:
+            rows = tl.load(at, mask=wanted, other=0.0)
+        else:
+            rows = tl.load(at)
+        if UPCAST:
+            rows = rows.to(tl.float32)
     return rows
 
 
 @triton.jit
 def load_rows(base, token, index, length, offs_d, D: tl.constexpr, UPCAST: tl.constexpr):
     """Rows [M, D] of a packed tensor; zeros beyond length."""
-    at = base + index.to(tl.int64)[:, None] * token + offs_d[None, :]
+    at = base + (index * token)[:, None] + offs_d[None, :]
     rows = tl.load(at, mask=(index < length)[:, None] & (offs_d < D)[None, :], other=0.0)
     if UPCAST:
         rows = rows.to(tl.float32)
@@ -124,12 +128,14 @@ def softmax_step(scores, values, acc, top, total, scale_log2, times_v, QUANTISED
     total = total * shrink + tl.sum(weights, 1)
     if QUANTISED:
         weights = weights * times_v[None, :]
-    acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
+    acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
     return acc, new_top, total
 
 
 @triton.jit
-def zero_tail(out, lse, begin, end, out_token, lse_token, offs_d, D: tl.constexpr, BLOCK: tl.constexpr, WITH_LSE: tl.constexpr):
+def zero_tail(
+    out, lse, begin, end, out_token, lse_token, offs_d, D: tl.constexpr, BLOCK: tl.constexpr, WITH_LSE: tl.constexpr
+):
     """Tokens that belong to no row: output 0, log-sum-exp -inf."""
     for token in range(begin, end, BLOCK):
         index = token + tl.arange(0, BLOCK)

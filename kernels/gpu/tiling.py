@@ -15,6 +15,13 @@ import triton
 SUPPORTED = (torch.float16, torch.bfloat16, torch.float32)
 """Dtypes of q, k and v that the Triton kernels take."""
 LARGEST_HEAD_DIM = 128
+VARYING = ("tokens", "rows", "window")
+"""Integer arguments that change from batch to batch: never compiled in."""
+INDICES = (
+    "slot_start", "slot_length", "slot_scale", "row_start", "slot_of_row", "context_of_row",
+    "tile", "num_tiles", "group",
+)  # fmt: skip
+"""Pointers of index tensors, read one number at a time: their alignment is nobody's business."""
 LOG2_E = 1.4426950408889634
 
 
@@ -32,12 +39,10 @@ class Launch(NamedTuple):
 def forward_launch(block_m: int, block_d: int, dtype: torch.dtype) -> Launch:
     """The forward's constants for a plan's tile and a padded head dim."""
     if dtype == torch.float32:
-        return Launch(min(block_m, 32), 32, 4, 2) if block_d > 64 else Launch(min(block_m, 64), 32, 4, 2)
+        return Launch(16, 16, 4, 2) if block_d > 64 else Launch(min(block_m, 32), 32, 4, 2)
     if block_m < 64:
         return Launch(block_m, 64, 4, 2)
-    if block_m == 64:
-        return Launch(64, 64, 4, 2 if block_d > 64 else 3)
-    return Launch(128, 64, 8, 2 if block_d > 64 else 3)
+    return Launch(64, 32, 4, 2) if block_d > 64 else Launch(64, 64, 4, 3)
 
 
 def padded_head_dim(head_dim: int) -> int:
