@@ -120,7 +120,7 @@ def test_fp8_needs_a_gpu_that_has_it(
 
 
 def quantised(case: Case, stored: torch.dtype) -> Case:
-    """The case with its pool quantised, each slot louder than the one before; what no row may read is NaN.
+    """The case with its pool quantised, each slot quieter than the one before; what no row may read is NaN.
 
     In an int8 pool that is the largest number; the scale of a slot that no row reads is NaN.
     """
@@ -131,7 +131,7 @@ def quantised(case: Case, stored: torch.dtype) -> Case:
     for slot, (start, length) in enumerate(zip(prefix.slot_start_S, prefix.slot_length_S, strict=True)):
         for part, (pool, plain) in enumerate(zip(pools, prefix[:2], strict=True)):
             lent = slice(int(start), int(start + length))
-            found_HPD, scale_H = quantise(plain[:, lent] * (0.5 + 0.5 * slot), stored)
+            found_HPD, scale_H = quantise(plain[:, lent] * 0.85**slot, stored)
             pool[:, lent] = found_HPD
             scale_S2H[slot, part] = scale_H if slot in read else torch.nan
     return replace(case, prefix=prefix._replace(pool_k_HND=pools[0], pool_v_HND=pools[1], slot_scale_S2H=scale_S2H))
