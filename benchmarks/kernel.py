@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path  # noqa: TC003 - typer reads annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 NO_DEVICE = 3
 """Exit status when there is no GPU and no rehearsal was asked for."""
+INTERPRET = "TRITON_INTERPRET"
 PLAN_ROWS, PLAN_GOAL_US = 128, 100.0
 
 
@@ -79,7 +81,7 @@ class Report:
 
 def run(shapes: Iterable[Shape], device: torch.device, budget_s: float) -> Report:
     """Measure shapes until the time is up; those left over are named."""
-    from benchmarks.kernel_routes import Findings, measure_shape  # Triton must not be imported before `rehearse`
+    from benchmarks.kernel_routes import Findings, measure_shape  # imports Triton
 
     ends = time.monotonic() + budget_s
     ceilings = measure_ceilings(device)
@@ -115,8 +117,9 @@ def measure_plan(device: torch.device) -> float:
 
 
 def rehearse() -> None:
-    """Let Triton interpret its kernels; only before any of them is imported."""
-    os.environ["TRITON_INTERPRET"] = "1"
+    """Begin this program anew with Triton's interpreter on, unless it is: Triton looks when it is imported."""
+    if not os.environ.get(INTERPRET):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, INTERPRET: "1"})
 
 
 def show(report: Report) -> None:
