@@ -39,9 +39,9 @@ class Launch(NamedTuple):
 def forward_launch(block_m: int, block_d: int, dtype: torch.dtype) -> Launch:
     """The forward's constants for a plan's tile and a padded head dim."""
     if dtype == torch.float32:
-        return Launch(16, 16, 4, 2) if block_d > 64 else Launch(min(block_m, 32), 32, 4, 2)
+        return Launch(16, 16, 4, 2) if block_d > 64 else Launch(min(block_m, 32), 32, 2 if block_d < 64 else 4, 2)
     if block_m < 64:
-        return Launch(block_m, 64, 4, 2)
+        return Launch(block_m, 64, 4, 3) if block_d > 64 else Launch(block_m, 64, 2, 2)
     return Launch(64, 32, 4, 2) if block_d > 64 else Launch(64, 64, 4, 3)
 
 
