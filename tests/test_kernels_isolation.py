@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefixbank.kernels import cpu
+from prefixbank.kernels import cpu_groups
 from prefixbank.kernels.operands import Operands
 from prefixbank.kernels.plan import BatchPlan, Mode
 from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, make_case
@@ -111,7 +111,7 @@ def test_rows_of_many_slots_share_one_product_and_keep_their_bits(dtype: torch.d
 def test_buckets_that_differ_in_the_slot_alone_are_joined() -> None:
     case = make_case([24] * 6 + [7], [1, 1, 2, 3, 4, 5, 1], [0, 20, 20, 20, 20, 33])
     operands = Operands(*case.packed, *case.prefix, *case.plan.indices)
-    groups = cpu.joined(cpu.read_groups(operands))
+    groups = cpu_groups.joined(cpu_groups.read_groups(operands))
     assert [(group.bucket.num_rows, group.bucket.length, group.prefix) for group in groups] == [
         (5, 24, 20),
         (1, 24, 33),
