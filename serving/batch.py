@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from prefixbank.kernels.head_plan import HeadPlan
 from prefixbank.model_store.backbones.packing import PackedTokens, PackRow
 from prefixbank.model_store.task_prompt import Pooler
 
@@ -46,25 +47,21 @@ class OwnPoolers(NamedTuple):
 
     index_K: Tensor
     """int64 on the device: which of the N hidden states."""
-    start_K: Tensor
-    """int32 on the host: first pooler row in the head arena."""
+    heads: HeadPlan
+    """Each of the K meets the M arena rows of its pooler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward reads. The head tables are on the host, where the heads' launcher reads them."""
+    """What one forward reads."""
 
     tokens: PackedTokens
     order_R: list[int]
     """Packed row r is row `order[r]` of what was packed."""
     read_N: Tensor
     """int64 on the device: the packed tokens whose hidden states heads read."""
-    read_start_R1: Tensor
-    """int32 on the host: row r's part of the N."""
-    class_start_R: Tensor
-    """int32 on the host: first class row in the head arena."""
-    class_count_R: Tensor
-    """int32 on the host."""
+    heads: HeadPlan
+    """Which of the N meet which class rows of the head arena; its rows are the packed rows."""
     backbone_pooled_K: Tensor
     """int64 on the device: which of the N go through the backbone's pooler."""
     own_poolers: dict[str, OwnPoolers]
@@ -89,55 +86,69 @@ class Batch:
         tokens = backbone.pack(
             [PackRow(row.token_ids, row.type_ids, row.slot.number, row.position_offset) for row in packed]
         )
-        read_N, read_start_R1 = _reads(packed)
-        pooled, own = _poolers(packed, read_start_R1, backbone.device)
-        return cls(
-            tokens,
-            order,
-            torch.from_numpy(read_N).to(backbone.device),
-            torch.from_numpy(read_start_R1),
-            torch.tensor([row.slot.head.start for row in packed], dtype=torch.int32),
-            torch.tensor([row.slot.num_classes for row in packed], dtype=torch.int32),
-            torch.tensor(pooled, dtype=torch.int64, device=backbone.device),
-            own,
-            [row.is_token_level for row in packed],
-        )
+        read_N, count_R = _reads(packed)
+        pooled, own = _poolers(packed, count_R)
+        device = backbone.device
+        read, by_backbone, *by_own = _on_device([read_N, pooled, *(rows.vectors for rows in own.values())], device)
+        own_poolers = {
+            activation: OwnPoolers(index_K, _pooler_heads(rows.starts, backbone.ref.width, device))
+            for (activation, rows), index_K in zip(own.items(), by_own, strict=True)
+        }
+        is_token_level_R = [row.is_token_level for row in packed]
+        return cls(tokens, order, read, _heads(packed, count_R, device), by_backbone, own_poolers, is_token_level_R)
 
     def split(self, logits_NC: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Each row's own logits, [C] or [T, C], in the order in which the rows were given to `pack`."""
-        bounds, counts = self.read_start_R1.tolist(), self.class_count_R.tolist()
         rows: dict[int, NDArray[np.float32]] = {}
-        for packed, given in enumerate(self.order_R):
-            own = logits_NC[bounds[packed] : bounds[packed + 1], : counts[packed]]
-            rows[given] = own if self.is_token_level_R[packed] else own[0]
+        for given, head, is_token_level in zip(self.order_R, self.heads.rows, self.is_token_level_R, strict=True):
+            own = logits_NC[head.first : head.first + head.num_vectors, : head.num_classes]
+            rows[given] = own if is_token_level else own[0]
         return [rows[given] for given in range(self.num_rows)]
 
 
-def _reads(rows: Sequence[BatchRow]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """The packed tokens that heads read, and each row's part of them."""
+class _Pooled(NamedTuple):
+    """Hidden states that go through poolers of one activation, before they are on the device."""
+
+    vectors: list[int]
+    starts: list[int]
+    """First pooler row in the head arena."""
+
+
+def _reads(rows: Sequence[BatchRow]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The packed tokens that heads read, and how many of them each row has."""
     lengths_R = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
     counts_R = np.array([len(row.token_ids) if row.is_token_level else 1 for row in rows], dtype=np.int64)
-    read_start_R1 = np.concatenate([[0], np.cumsum(counts_R)])
-    shift_R = np.cumsum(lengths_R) - lengths_R - read_start_R1[:-1]
-    read_N = np.arange(read_start_R1[-1]) + np.repeat(shift_R, counts_R)
-    return read_N, read_start_R1.astype(np.int32)
+    shift_R = np.cumsum(lengths_R) - lengths_R - (np.cumsum(counts_R) - counts_R)
+    read_N = np.repeat(shift_R, counts_R)
+    read_N += np.arange(read_N.size)
+    return read_N, counts_R
 
 
-def _poolers(
-    rows: Sequence[BatchRow], read_start_R1: NDArray[np.int32], device: torch.device
-) -> tuple[list[int], dict[str, OwnPoolers]]:
+def _poolers(rows: Sequence[BatchRow], counts_R: NDArray[np.int64]) -> tuple[list[int], dict[str, _Pooled]]:
     """Which hidden states go through the backbone's pooler, and which through one of their own."""
     pooled: list[int] = []
-    own: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for row, index in zip(rows, read_start_R1.tolist(), strict=False):
+    own: dict[str, _Pooled] = defaultdict(lambda: _Pooled([], []))
+    for row, index in zip(rows, (np.cumsum(counts_R) - counts_R).tolist(), strict=True):
         if row.head.pooler is Pooler.BACKBONE:
             pooled.append(index)
         elif row.head.pooler is Pooler.OWN:
             assert row.head.activation is not None, "an own pooler without activation. This is a bug."
-            own[row.head.activation].append((index, row.slot.pooler_start))
-    return pooled, {activation: _own_poolers(pairs, device) for activation, pairs in own.items()}
+            own[row.head.activation].vectors.append(index)
+            own[row.head.activation].starts.append(row.slot.pooler_start)
+    return pooled, dict(own)
 
 
-def _own_poolers(pairs: Sequence[tuple[int, int]], device: torch.device) -> OwnPoolers:
-    index_K, start_K = zip(*pairs, strict=True)
-    return OwnPoolers(torch.tensor(index_K, dtype=torch.int64, device=device), torch.tensor(start_K, dtype=torch.int32))
+def _heads(rows: Sequence[BatchRow], counts_R: NDArray[np.int64], device: torch.device) -> HeadPlan:
+    starts, classes = [row.slot.head.start for row in rows], [row.slot.num_classes for row in rows]
+    return HeadPlan.build(counts_R, starts, classes, device=device)
+
+
+def _pooler_heads(starts: Sequence[int], width: int, device: torch.device) -> HeadPlan:
+    return HeadPlan.build([1] * len(starts), starts, [width] * len(starts), device=device)
+
+
+def _on_device(indices: Sequence[Sequence[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
+    """Index tensors, int64, in one copy."""
+    host = torch.from_numpy(np.concatenate([np.asarray(index, dtype=np.int64) for index in indices]))
+    host = host.pin_memory() if device.type == "cuda" else host
+    return torch.split(host.to(device, non_blocking=True), [len(index) for index in indices])

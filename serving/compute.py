@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prefixbank.model_store.backbones.backbone import Backbone
-    from prefixbank.serving.batch import Batch, OwnPoolers
+    from prefixbank.serving.batch import Batch
     from prefixbank.serving.prompt_pool import PromptPool
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": functional.gelu}
@@ -39,17 +39,10 @@ def compute_logits(batch: Batch, backbone: Backbone, pool: PromptPool) -> NDArra
         pooled_KM = backbone.pooled(read_NM.index_select(0, batch.backbone_pooled_K))
         x_NM = x_NM.index_copy(0, batch.backbone_pooled_K, pooled_KM.float())
     for activation, rows in batch.own_poolers.items():
-        pooled_KM = ACTIVATIONS[activation](_own_pooled(x_NM.index_select(0, rows.index_K), rows, pool))
+        own_KM = x_NM.index_select(0, rows.index_K)
+        # An own pooler is M more rows of the head arena.
+        pooled_KM = ACTIVATIONS[activation](apply_heads(own_KM, pool.head_rows_QM, pool.head_bias_Q, rows.heads))
         x_NM = x_NM.index_copy(0, rows.index_K, pooled_KM)
-    logits_NC = apply_heads(
-        x_NM, pool.head_rows_QM, pool.head_bias_Q, batch.class_start_R, batch.class_count_R, batch.read_start_R1
-    )
+    logits_NC = apply_heads(x_NM, pool.head_rows_QM, pool.head_bias_Q, batch.heads)
     logits: NDArray[np.float32] = logits_NC.cpu().numpy()
     return logits
-
-
-def _own_pooled(x_KM: Tensor, rows: OwnPoolers, pool: PromptPool) -> Tensor:
-    """Each state through the dense layer that its own prompt brought: M more rows of the head arena."""
-    count_K = torch.full_like(rows.start_K, x_KM.shape[1])
-    one_each_K1 = torch.arange(len(rows.start_K) + 1, dtype=torch.int32)
-    return apply_heads(x_KM, pool.head_rows_QM, pool.head_bias_Q, rows.start_K, count_K, one_each_K1)
