@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -40,9 +41,10 @@ from prefixbank.trainer.rows import Row, encode_rows
 from prefixbank.trainer.run import METRIC_TOLERANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import TaskPrompt
@@ -65,19 +67,35 @@ class Way(NamedTuple):
     dtype: torch.dtype
     """The backbone's."""
     prefix_dtype: torch.dtype | None = None
-    rounded: torch.dtype | None = None
-    """The prefix is rounded to this beforehand, and stored in the backbone's dtype."""
+    values: Callable[[Tensor], Tensor] | None = None
+    """What is done to the prefix beforehand, in an experiment that no pool stores."""
 
 
+def written_out(kv_N2HPD: Tensor, stored: torch.dtype) -> Tensor:
+    """The values that a pool of `stored` stands for."""
+    return dequantise(*quantise(kv_N2HPD, stored))
+
+
+def by_channel(kv_N2HPD: Tensor, stored: torch.dtype) -> Tensor:
+    """The values if each channel of a head had a scale of its own."""
+    return written_out(kv_N2HPD.mT[..., None], stored)[..., 0].mT
+
+
+INT8, FP8 = torch.int8, torch.float8_e4m3fn
 AS_GIVEN = Way("fp32 backbone, as given", torch.float32)
+BF16, BF16_INT8 = Way("bf16 backbone, as given", torch.bfloat16), Way("bf16 backbone, int8", torch.bfloat16, INT8)
 WAYS = (
     AS_GIVEN,
-    Way("fp32 backbone, rounded to bf16", torch.float32, rounded=torch.bfloat16),
-    Way("fp32 backbone, int8", torch.float32, torch.int8),
-    Way("fp32 backbone, fp8 e4m3", torch.float32, torch.float8_e4m3fn),
-    Way("bf16 backbone, as given", torch.bfloat16),
-    Way("bf16 backbone, int8", torch.bfloat16, torch.int8),
-    Way("bf16 backbone, fp8 e4m3", torch.bfloat16, torch.float8_e4m3fn),
+    Way("fp32 backbone, values rounded to bf16", torch.float32, values=lambda kv: kv.to(torch.bfloat16)),
+    Way("fp32 backbone, int8", torch.float32, INT8),
+    Way(
+        "fp32 backbone, values of int8 with a scale per channel", torch.float32, values=partial(by_channel, stored=INT8)
+    ),
+    Way("fp32 backbone, fp8 e4m3", torch.float32, FP8),
+    Way("fp32 backbone, values of fp8 with a scale per channel", torch.float32, values=partial(by_channel, stored=FP8)),
+    BF16,
+    BF16_INT8,
+    Way("bf16 backbone, fp8 e4m3", torch.bfloat16, FP8),
 )
 
 
@@ -113,6 +131,8 @@ class Result:
     largest: float
     mean: float
     """Of the differences of logits."""
+    prefix: float
+    """Relative L2 distance of the prefix that is read from the one given."""
     memory: Memory | None
     """None where the way is an experiment on values, not a pool."""
 
@@ -134,8 +154,8 @@ def shipped_tasks(backbone: Backbone, limit: int | None) -> Iterator[Task]:
 def answers_in(way: Way, task: Task, backbone: Backbone, rows: Sequence[Row]) -> Logits:
     """The logits of rows, as a server that stores prefixes this way computes them."""
     prompt = task.prompt
-    if way.rounded is not None:
-        prompt = replace(prompt, kv_N2HPD=prompt.kv_N2HPD.to(way.rounded))
+    if way.values is not None:
+        prompt = replace(prompt, kv_N2HPD=way.values(prompt.kv_N2HPD))
     with Predictor(backbone, {}, POOL, prefix_dtype=way.prefix_dtype) as predictor:
         return predictor.logits(prompt, [row.features for row in rows])
 
@@ -148,15 +168,14 @@ def gate(task: Task, backbone: Backbone, stored: torch.dtype) -> None:
     """
     rows = task.rows[:GATE_ROWS]
     found = answers_in(Way("", torch.float32, stored), task, backbone, rows)
-    written_out = replace(task.prompt, kv_N2HPD=dequantise(*quantise(task.prompt.kv_N2HPD, stored)))
-    wanted = answers_in(AS_GIVEN, replace(task, prompt=written_out), backbone, rows)
+    wanted = answers_in(Way("", torch.float32, values=partial(written_out, stored=stored)), task, backbone, rows)
     if not (distance := np.abs(_flat(found) - _flat(wanted)).max()) <= GATE_DISTANCE:
         raise SystemExit(f"{task.name}: a pool of {stored} is {distance:.1e} off its values; no figures are printed")
 
 
 def measure(task: Task, backbones: dict[torch.dtype, Backbone], *, is_whole: bool) -> list[Result]:
     """Answer a task's rows in every way."""
-    for stored in (torch.int8, torch.float8_e4m3fn):
+    for stored in (INT8, FP8):
         gate(task, backbones[torch.float32], stored)
     logits = {way: answers_in(way, task, backbones[way.dtype], task.rows) for way in WAYS}
     results = [compare(task, way, found, logits[AS_GIVEN]) for way, found in logits.items()]
@@ -170,8 +189,15 @@ def compare(task: Task, way: Way, found: Logits, wanted: Logits) -> Result:
     answers = [[_answer(row, one) for row, one in zip(task.rows, logits, strict=True)] for logits in (found, wanted)]
     changed = sum(one != other for one, other in zip(*answers, strict=True)) / len(task.rows)
     metric = score(found, task.rows, task.prompt.labels).metrics[task.metric]
-    memory = None if way.rounded else memory_of(task.prompt, way)
-    return Result(way.name, metric, changed, float(off.max()), float(off.mean()), memory)
+    memory = None if way.values else memory_of(task.prompt, way)
+    return Result(way.name, metric, changed, float(off.max()), float(off.mean()), prefix_distance(task, way), memory)
+
+
+def prefix_distance(task: Task, way: Way) -> float:
+    given = task.prompt.kv_N2HPD.float()
+    read = given.to(way.dtype) if way.prefix_dtype is None else written_out(given, way.prefix_dtype)
+    read = way.values(given) if way.values else read
+    return float((read.float() - given).norm() / given.norm())
 
 
 def memory_of(prompt: TaskPrompt, way: Way) -> Memory:
@@ -206,11 +232,19 @@ def _flat(logits: Logits) -> NDArray[np.float32]:
 
 def show(task: Task, results: Sequence[Result]) -> None:
     typer.echo(f"\n{task.name}: {len(task.rows)} rows, P={task.prompt.prefix_length}, {len(task.prompt.labels)} labels")
-    columns = (task.metric, "answers changed", "largest, mean logit difference", "bytes per prompt", "tasks per GiB")
+    columns = (
+        task.metric,
+        "answers changed",
+        "logits: largest, mean",
+        "prefix off",
+        "bytes per prompt",
+        "tasks per GiB",
+    )
     typer.echo(f"| prefix | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
     for one in results:
         held = f"{one.memory.prompt_bytes:,} | {one.memory.tasks_per_gib:,}" if one.memory else "| "
-        typer.echo(f"| {one.way} | {one.score:.4f} | {one.changed:.2%} | {one.largest:.2g}, {one.mean:.2g} | {held} |")
+        logits = f"{one.largest:.2g}, {one.mean:.2g}"
+        typer.echo(f"| {one.way} | {one.score:.4f} | {one.changed:.2%} | {logits} | {one.prefix:.2%} | {held} |")
 
 
 def show_large(like: TaskPrompt) -> dict[str, Memory]:
@@ -219,7 +253,7 @@ def show_large(like: TaskPrompt) -> dict[str, Memory]:
     typer.echo("| prefix | bytes per prompt | tasks per GiB |\n|---|---|---|")
     found = {}
     for length in (20, 128):
-        for way in WAYS[4:6]:
+        for way in (BF16, BF16_INT8):
             memory = memory_of(large_prompt(like, length), way)
             found[f"P={length}, {way.prefix_dtype or way.dtype}".replace("torch.", "")] = memory
     for name, memory in found.items():
@@ -237,6 +271,8 @@ def main(
     typer.echo(about)
     backbones = {dtype: load_backbone("minilm", dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     tasks = list(shipped_tasks(backbones[torch.float32], limit))
+    if not tasks:
+        raise SystemExit("no shipped prompt has its data set here")
     found: dict[str, list[Result]] = {}
     for task in tasks:
         found[task.name] = measure(task, backbones, is_whole=limit is None)
