@@ -82,7 +82,11 @@ class PromptPool:
         head_share: float = 0.25,
     ) -> None:
         if prefix_dtype is not None and not can_read(prefix_dtype, device):
-            raise InvalidConfig(f"prefix_dtype: found {prefix_dtype}, wanted int8 or auto: {device} cannot read it")
+            name = str(prefix_dtype).removeprefix("torch.")
+            raise InvalidConfig(
+                f"prefix_dtype: found {name}, wanted int8 or auto: {device} cannot read it (a GPU needs compute "
+                f"capability 8.9)"
+            )
         layers, heads, dim, width = backbone.num_layers, backbone.num_heads, backbone.head_dim, backbone.width
         self.prefix_dtype = stored = prefix_dtype or dtype
         self._bytes = PoolBytes.of(backbone, stored, is_quantised=prefix_dtype is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from prefixbank.kernels.quantise import dequantise, quantise
 from prefixbank.model_store.address import Address
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.store import PromptStore
+from prefixbank.serving import prompt_pool
 from prefixbank.serving.limits import Limits
 from prefixbank.serving.memory_store import MemoryStore
 from prefixbank.serving.predict import Predictor
@@ -198,3 +200,14 @@ def test_predict_takes_the_setting_from_its_command_line(
     assert said[0] != said[1] != said[2]
     assert main(["predict", str(HOME), *where, "--prefix-dtype", "int4"]) == 1
     assert "prefix_dtype" in capsys.readouterr().err
+
+
+def test_a_device_that_cannot_read_the_dtype_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prompt_pool, "can_read", lambda dtype, device: False)
+    PromptStore(tmp_path / "store")
+    where = ["--store", str(tmp_path / "store"), "--backbone", str(folder), "--input", os.devnull]
+    assert main(["predict", str(HOME), *where, "--prefix-dtype", "float8_e4m3fn"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("prefixbank: error: prefix_dtype: found float8_e4m3fn, wanted int8 or auto: cpu cannot read")
