@@ -61,7 +61,7 @@ def forward(
 
     `launch` is for benchmarks that compare constants; by default the table's.
     """
-    q, k, v = (dense(x) for x in operands[:3])
+    q, k, v, pool_k, pool_v = map(dense, operands.differentiable)
     check_supported(q)
     tokens, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -73,12 +73,12 @@ def forward(
     parts = len(operands.tile_Y2) * (tiling.block_m // launch.block_m)
     quantised = operands.slot_scale_S2H is not None
     attend[(heads * (parts + 1), splits)](
-        q, k, v, dense(operands.pool_k_HND), dense(operands.pool_v_HND), part_out, part_lse,
+        q, k, v, pool_k, pool_v, part_out, part_lse,
         operands.slot_start_S, operands.slot_length_S, operands.slot_scale_S2H if quantised else operands.slot_start_S,
         operands.row_start_R1, operands.slot_R, operands.context_R, operands.tile_Y2, operands.num_tiles_1,
         view.scale * LOG2_E, view.window, heads, tokens, operands.slot_R.numel(),
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        *operands.pool_k_HND.stride()[:2], *operands.pool_v_HND.stride()[:2],
+        *pool_k.stride()[:2], *pool_v.stride()[:2],
         D=dim, BLOCK_D=padded_head_dim(dim), BLOCK_M=launch.block_m, BLOCK_N=launch.block_n,
         SUB=tiling.block_m // launch.block_m, SPLITS=splits, MODE=int(view.mode), WINDOWED=view.window > 0,
         QUANTISED=quantised, WITH_LSE=with_lse or splits > 1, UPCAST=interpreting(),
