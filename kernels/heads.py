@@ -73,7 +73,8 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor, plan: HeadPlan) -> None:
 
 
 def _jobs(row_R4: Tensor) -> Iterator[Job]:
-    for first, num_vectors, start, count in row_R4.tolist():
+    """In the order of heads, so that rows that share one find it in the cache."""
+    for first, num_vectors, start, count in sorted(row_R4.tolist(), key=lambda row: row[2:]):
         if count and num_vectors:
             yield Job(slice(first, first + num_vectors), slice(start, start + count), slice(0, count))
 

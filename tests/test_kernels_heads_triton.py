@@ -12,6 +12,7 @@ from prefixbank.kernels.head_plan import TILE_VECTORS, HeadPlan, HeadRow
 from prefixbank.kernels.plan import Capacity
 from tests.head_cases import EDGES, HeadCase, assert_gradients, assert_logits, make_heads, plan_of
 from tests.kernel_cases import poisoned_memory as poisoned_memory
+from tests.test_kernels_compile import run_compiler
 
 pytest.importorskip("triton")
 
@@ -158,6 +159,13 @@ def test_an_arena_whose_rows_lie_apart_is_refused() -> None:
     apart_QM = torch.cat([case.weight_QM] * 2, 1)[:, : case.weight_QM.shape[1]]
     with pytest.raises(ValueError, match="wanted its rows end to end"):
         replace(case, weight_QM=apart_QM).run(Route.TRITON)
+
+
+def test_what_is_launched_is_what_was_declared_and_no_batch_compiles_anything_again() -> None:
+    launched = run_compiler("tests.head_launches")
+    assert launched["undeclared"] == {}
+    assert "multiply_bunches" in launched["recompiled"]
+    assert not any(launched["recompiled"].values()), launched["recompiled"]
 
 
 def test_torch_accepts_the_operator() -> None:
