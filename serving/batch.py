@@ -84,7 +84,7 @@ class Batch:
         )
         packed = [rows[r] for r in order]
         tokens = backbone.pack(
-            [PackRow(row.token_ids, row.type_ids, row.slot.number, row.position_offset) for row in packed]
+            [PackRow(r.token_ids, r.type_ids, r.slot.number, r.position_offset, r.slot.prefix_length) for r in packed]
         )
         read_N, count_R = _reads(packed)
         pooled, own = _poolers(packed, count_R)

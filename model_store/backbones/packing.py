@@ -34,6 +34,8 @@ class PackRow(NamedTuple):
     """Index into the slot tables of the prefixes that the forward gets."""
     position_offset: int = 0
     """The task prompt's `position_offset`."""
+    prefix_length: int = 0
+    """Prefix tokens that the row reads in any layer: what a GPU shares among programs when the batch is small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,13 @@ def pack(rows: Sequence[PackRow], positions: PositionRule, *, device: torch.devi
     np.concatenate([row.type_ids for row in rows], out=packed_3T[1])
     packed_3T[2] = positions.number(packed_3T[0], lengths_R, offsets_R)
     token_ids_T, type_ids_T, position_ids_T = torch.from_numpy(packed_3T).to(device)
-    plan = BatchPlan.build(lengths_R.tolist(), [row.slot for row in rows], mode=Mode.FULL, device=device)
+    plan = BatchPlan.build(
+        lengths_R.astype(np.int32),
+        [row.slot for row in rows],
+        mode=Mode.FULL,
+        device=device,
+        longest_prefix=max(row.prefix_length for row in rows),
+    )
     return PackedTokens(token_ids_T, type_ids_T, position_ids_T, plan)
 
 
