@@ -1,10 +1,11 @@
 # make serve   a server that answers for the example tasks, on a fresh clone
 # make test    linters, type checks and tests, on a fresh clone
 # Both make .venv and install into it, pinned by constraints.txt. PYTHON=... chooses the interpreter.
+# make gpu-check   kernels on this machine's GPU, then benchmarks; needs no installation. REHEARSE=1 without a GPU
 VENV ?= .venv
 export VENV
 
-.PHONY: serve test check clean
+.PHONY: serve test check gpu-check clean
 serve: $(VENV)/.serve
 	@exec $(VENV)/bin/prefixbank serve $(ARGS)
 
@@ -12,6 +13,9 @@ test: $(VENV)/.dev
 	@exec scripts/check
 
 check: test
+
+gpu-check:
+	@exec scripts/gpu-check $(ARGS)
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	@scripts/install $(VENV) serve,minilm

@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import triton
 import typer
@@ -113,9 +113,24 @@ def source_of(configuration: Configuration) -> ASTSource:
         wrong = sorted(set(signature).symmetric_difference(constants) ^ set(arguments)) or "one named twice"
         raise ValueError(f"{configuration.name}: signature and constants do not name each argument once: {wrong}")
     types = {name: signature.get(name, "constexpr").removesuffix(ALIGNED) for name in arguments}
-    aligned = [index for index, name in enumerate(arguments) if signature.get(name, "").endswith(ALIGNED)]
-    attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
+    attributes = {}
+    for index, parameter in enumerate(kernel.params):
+        kind = signature.get(parameter.name, "")
+        if kind.endswith(ALIGNED):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif _is_looked_at(parameter, kind):
+            attributes[(index,)] = []
     return ASTSource(fn=kernel, signature=types, constexprs=dict(constants), attrs=attributes)
+
+
+def _is_looked_at(parameter: Any, kind: str) -> bool:
+    """Whether a launch asks what the argument divides by, and says so in the key of Triton's cache.
+
+    The gate then builds what a launch finds in the cache. Triton asks constants too from 3.7 on.
+    """
+    if not kind:
+        return not triton.__version__.startswith("3.6.")
+    return not parameter.do_not_specialize and not kind.startswith("fp")
 
 
 def compile_for(configuration: Configuration, target: int) -> Compiled:
