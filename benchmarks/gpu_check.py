@@ -52,6 +52,8 @@ TOTAL_S = 460.0
 KERNEL_S = 150.0
 """What the kernel benchmark may spend on its shapes."""
 TARGETS = (80, 90, 100)
+DEVICE_TESTS = ("tests/gpu", "tests/test_kernels_heads_triton.py")
+"""Tests that put their tensors on the GPU where there is one."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,7 @@ def check_compilation(setting: Setting) -> Outcome:
 
 def check_numbers(setting: Setting) -> Outcome:
     """The tests that run on the device: numbers, bits, graphs, waits, compilations, operators."""
-    files = ["tests/gpu", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*_triton*.py"))]
-    command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", *files)
+    command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", *DEVICE_TESTS)
     command += ["-k", setting.tests] if setting.tests else []
     if importlib.util.find_spec("xdist") and not setting.rehearsed:
         command += ["-n", str(max(1, min(8, setting.cores // 2)))]

@@ -13,7 +13,7 @@ import torch
 
 from prefixbank.kernels.head_plan import HeadPlan, HeadRow
 from prefixbank.kernels.heads import apply_heads
-from tests.kernel_cases import GRADIENT_TOLERANCE, TOLERANCE, distance
+from tests.kernel_cases import GRADIENT_TOLERANCE, distance, limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +131,7 @@ def assert_logits(found_NC: Tensor, case: HeadCase) -> None:
     is_own = wanted_NC.isfinite()
     assert found_NC.dtype == case.weight_QM.dtype
     assert torch.equal(found_NC.cpu().isneginf(), ~is_own)
-    assert distance(found_NC.cpu()[is_own], wanted_NC[is_own]) <= TOLERANCE[found_NC.dtype]
+    assert distance(found_NC.cpu()[is_own], wanted_NC[is_own]) <= limit(found_NC)
 
 
 def assert_gradients(case: HeadCase, route: Route) -> None:
@@ -140,7 +140,7 @@ def assert_gradients(case: HeadCase, route: Route) -> None:
     d_logits_NC = torch.randn(wanted_NC.shape, generator=torch.Generator().manual_seed(1)).to(case.weight_QM.dtype)
     found = case.gradients(route, d_logits_NC.masked_fill(~wanted_NC.isfinite(), torch.nan))
     for gradient, wanted in zip(found, case.gradients(None, d_logits_NC), strict=True):
-        assert distance(gradient.detach().cpu(), wanted) <= GRADIENT_TOLERANCE[case.weight_QM.dtype]
+        assert distance(gradient.detach().cpu(), wanted) <= limit(gradient, GRADIENT_TOLERANCE)
 
 
 def laid_out(rows: Sequence[HeadRow]) -> list[HeadRow]:

@@ -25,6 +25,8 @@ TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 5e-4, tor
 """Largest relative L2 distance of an output from the definition in fp64 on the same inputs."""
 GRADIENT_TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 """The same for gradients, which pass two roundings more."""
+FP32_ON_A_GPU = 1e-5
+"""What fp32 may be off by on a GPU, where a product of fp32 is the sum of three on the matrix unit."""
 DTYPES = list(TOLERANCE)
 
 OWN_LENGTHS = (0, 1, 15, 16, 17, 63, 64, 65)
@@ -126,6 +128,11 @@ def every_edge(seed: int = 0) -> tuple[list[int], list[int]]:
 
 def int32(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
+
+
+def limit(found: Tensor, table: dict[torch.dtype, float] = TOLERANCE) -> float:
+    """Return how far from the definition a tensor may be, by its dtype and the device that computed it."""
+    return FP32_ON_A_GPU if found.is_cuda and found.dtype == torch.float32 else table[found.dtype]
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:

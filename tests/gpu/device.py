@@ -14,7 +14,7 @@ import triton
 
 from prefixbank.kernels.attention import Route
 from prefixbank.kernels.plan import BatchPlan, Capacity, Mode, Tiling
-from tests.kernel_cases import GRADIENT_TOLERANCE, PREFIX_LENGTHS, TOLERANCE, Case, make_prefix
+from tests.kernel_cases import GRADIENT_TOLERANCE, PREFIX_LENGTHS, Case, limit, make_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +27,9 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-GPU_LIMIT = 1e-5
-"""What fp32 may be off by on a GPU, where a product of fp32 is the sum of three on the matrix unit."""
-LIMIT = {dtype: GPU_LIMIT if ON_GPU and dtype == torch.float32 else TOLERANCE[dtype] for dtype in DTYPES}
-GRADIENT_LIMIT = {
-    dtype: GPU_LIMIT if ON_GPU and dtype == torch.float32 else GRADIENT_TOLERANCE[dtype] for dtype in DTYPES
-}
+LIMIT = {dtype: limit(torch.empty(0, dtype=dtype, device=DEVICE)) for dtype in DTYPES}
+GRADIENT_LIMIT = {dtype: limit(torch.empty(0, dtype=dtype, device=DEVICE), GRADIENT_TOLERANCE) for dtype in DTYPES}
+"""The largest distances from the definition that pass on this device."""
 
 
 def why_not() -> str | None:
