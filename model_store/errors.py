@@ -32,6 +32,11 @@
         WrongShape, WrongDtype, DigestMismatch
         NotFinite
           OverflowsHalf                finite as stored, infinite in fp16
+      FormatError                  another tool's prompt cannot be taken in, or ours not be written for it
+        UnknownFormat                the source is of no format that is read here
+        SourceUnreadable             a file of it is missing, truncated, too large, or asks for code to be run
+        SourceInvalid                its files contradict its format or each other
+        NotRepresentable             its method, or ours, has no equal on the other side
       BackboneError                the frozen encoder and the prompt, or the code, do not fit
         UnsupportedBackbone          an architecture that does not route through the attention seam
         BackboneMismatch             a prompt made for another backbone
@@ -238,6 +243,26 @@ class OverflowsHalf(NotFinite):
 
 class DigestMismatch(ArtifactError):
     """The bytes do not hash to what names them."""
+
+
+class FormatError(PrefixbankError):
+    """A prompt of another tool cannot be taken in, or one of ours not be written for it."""
+
+
+class UnknownFormat(FormatError):
+    """The source is of no format that is read here."""
+
+
+class SourceUnreadable(FormatError):
+    """A file of the source is missing, truncated, too large, or asks for code to be run."""
+
+
+class SourceInvalid(FormatError):
+    """The files of the source contradict its format or each other."""
+
+
+class NotRepresentable(FormatError):
+    """The method has no equal on the other side, so that its answers would be others."""
 
 
 class BackboneError(PrefixbankError):
