@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefixbank.kernels import cpu_groups
+from prefixbank.kernels import cpu, cpu_runs
 from prefixbank.kernels.operands import Operands
 from prefixbank.kernels.plan import BatchPlan, Mode
 from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, make_case
@@ -65,6 +65,30 @@ def test_a_long_row_alone_gives_the_bits_it_gives_in_company(dtype: torch.dtype)
         assert torch.equal(alone.run(), together[tokens]), f"row {row}"
 
 
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_whose_scores_are_shifted_changes_no_bit_of_others(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "LIMIT", 64.0)
+    case = make_case([13] * 6 + [40] * 2, [1, 1, 2, 0, 0, 5, 5, 5], heads=4, dim=32, dtype=dtype)
+    case.q_THD[13:39] *= 3
+    together = case.run()
+    for row in range(case.plan.num_rows):
+        alone, tokens = _chosen(case, [row])
+        assert torch.equal(alone.run(), together[tokens]), f"row {row}"
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dim", [8, 40, 48, 80])
+def test_every_head_dim_keeps_the_bits_of_a_row(dim: int) -> None:
+    case = make_case([1, 5, 5, 5, 12, 33, 33, 77], [1, 1, 2, 3, 0, 5, 5, 2], heads=5, dim=dim)
+    together = case.run()
+    for row in range(case.plan.num_rows):
+        alone, tokens = _chosen(case, [row])
+        assert torch.equal(alone.run(), together[tokens]), f"row {row}"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("mode", "window"), VIEWS)
 def test_permuting_the_rows_permutes_the_answers(dtype: torch.dtype, mode: Mode, window: int) -> None:
@@ -111,9 +135,5 @@ def test_rows_of_many_slots_share_one_product_and_keep_their_bits(dtype: torch.d
 def test_buckets_that_differ_in_the_slot_alone_are_joined() -> None:
     case = make_case([24] * 6 + [7], [1, 1, 2, 3, 4, 5, 1], [0, 20, 20, 20, 20, 33])
     operands = Operands(*case.packed, *case.prefix, *case.plan.indices)
-    groups = cpu_groups.joined(cpu_groups.read_groups(operands))
-    assert [(group.bucket.num_rows, group.bucket.length, group.prefix) for group in groups] == [
-        (5, 24, 20),
-        (1, 24, 33),
-        (1, 7, 20),
-    ]
+    runs = cpu_runs.joined_runs(cpu_runs.layout_of(operands, cpu_runs.read_slots(operands), item_bytes=4))
+    assert [(run.num_rows, run.length, run.prefix) for run in runs] == [(5, 24, 20), (1, 24, 33), (1, 7, 20)]
