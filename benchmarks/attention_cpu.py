@@ -1,22 +1,28 @@
 """How fast prefix attention is on this CPU, against what torch offers, and against the bare bmm of its shapes.
 
-    python -m benchmarks.attention_cpu [--threads N] [--repeats N]
+    python -m benchmarks.attention_cpu [--threads N] [--turns N] [--no-flex] [--json FILE]
 
 It refuses to print a speed before every route has been compared with the definition in fp64; cases, definition and
-tolerances come from the tests. Routes take turns, so that a slow moment of the machine hits all of them alike;
-the best of the repeats counts. It refuses to know models: the linear layers around attention are not here.
+tolerances come from the tests. Routes take turns, in an order that changes, so that a slow moment of the machine and
+what lies in its caches hit all of them alike. A speed is that of a route's best turn, a ratio the median of the turns'.
+It refuses to know models: the linear layers around attention are not here.
 """
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path  # noqa: TC003 - typer reads annotations
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from benchmarks.environment import commit, hardware
@@ -30,8 +36,8 @@ if TYPE_CHECKING:
 HEADS = [(16, 64), (12, 32)]
 UNIFORM = {"128/128": (16, 128, 128), "128/20": (16, 128, 20), "384/128": (8, 384, 128), "32/20": (32, 32, 20)}
 """Rows, own tokens L and prefix tokens P; every four rows share a task."""
-PADDED_MASK = "padded SDPA, mask"
-OURS = "prefix_attention"
+OURS, ROWS, PADDED, FLEX, BMM = "prefix_attention", "SDPA row by row", "padded SDPA, mask", "flex_attention", "bare bmm"
+COLUMNS = {OURS: "ours", ROWS: "rows", PADDED: "padded", FLEX: "flex", BMM: "bmm"}
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,33 @@ def padded(work: Workload) -> Callable[[], Tensor]:
     return lambda: run().transpose(1, 2)[real]
 
 
+def flexible(work: Workload) -> Callable[[], Tensor]:
+    """flex_attention, compiled, over one buffer of the pool and all own keys, with a mask that is not timed."""
+    case, prefix = work.case, work.case.prefix
+    q, k, v = (x.transpose(0, 1)[None] for x in case.packed)
+    lent = prefix.pool_k_HND.shape[1]
+    keys, values = (torch.cat([pool.nan_to_num()[None], own], 2) for pool, own in zip(prefix[:2], (k, v), strict=True))
+    row_T = torch.arange(len(work.lengths)).repeat_interleave(torch.tensor(work.lengths))
+    slot_T = case.plan.slot_R.long()[row_T]
+    start_T, length_T = prefix.slot_start_S[slot_T], prefix.slot_length_S[slot_T]
+
+    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        is_lent = (j >= start_T[i]) & (j < start_T[i] + length_T[i])
+        return is_lent | ((j >= lent) & (row_T[i] == row_T[(j - lent).clamp_min(0)]))
+
+    mask = create_block_mask(sees, None, None, len(row_T), lent + len(row_T), device="cpu")
+    torch.compiler.reset()  # it compiles a handful of shapes and then no more
+    attend = torch.compile(flex_attention, dynamic=False)
+
+    def run() -> Tensor:
+        keys[:, :, lent:] = k
+        values[:, :, lent:] = v
+        out: Tensor = attend(q, keys, values, block_mask=mask, scale=case.scale)
+        return out[0].transpose(0, 1)
+
+    return run
+
+
 def bare_bmm(work: Workload) -> Callable[[], None]:
     """Only the two bmm of every row, on contiguous tensors that are already there: the rate to aim at."""
     _, heads, dim = work.case.q_THD.shape
@@ -126,53 +159,101 @@ def workloads(heads: int, dim: int, dtype: torch.dtype) -> list[Workload]:
     return [*made, Workload("32 rows mixed, 8 tasks", case, lengths, [lent_by_slot[slot] for slot in slots])]
 
 
-def best_seconds(routes: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Time the routes in turns, and return the best of each."""
-    best = dict.fromkeys(routes, float("inf"))
-    for _ in range(repeats):
-        for name, run in routes.items():
+@dataclass(frozen=True)
+class Measured:
+    """What came of one workload."""
+
+    workload: str
+    dtype: str
+    heads: int
+    dim: int
+    gflop_per_s: dict[str, float]
+    """Of each route's best turn."""
+    ratio: dict[str, float]
+    """Time of each peer over ours: above 1, we are faster."""
+    share_of_bmm: float
+
+    @property
+    def ahead(self) -> list[str]:
+        """The peers that are faster than we are."""
+        return [COLUMNS[name] for name, ratio in self.ratio.items() if ratio < 1]
+
+    @property
+    def line(self) -> str:
+        speeds = " ".join(f"{self.gflop_per_s.get(name, float('nan')):7.1f}" for name in COLUMNS)
+        ratios = " ".join(f"{self.ratio.get(name, float('nan')):7.2f}" for name in (ROWS, PADDED, FLEX))
+        verdict = f"behind {', '.join(self.ahead)}" if self.ahead else "yes"
+        return f"{self.workload:24} {speeds}   {ratios} {self.share_of_bmm:7.0%}   {verdict}"
+
+
+def take_turns(routes: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Time all routes in each turn, in one order and then in the other; seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in routes}
+    for turn in range(turns):
+        for name in sorted(routes, reverse=turn % 2 == 1):
             began = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - began)
-    return best
+            routes[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
 
 
-def measure(work: Workload, repeats: int) -> str:
-    """Compare every route with the definition, then time them; one line.
+def measure(work: Workload, turns: int, *, flex: bool = False) -> Measured:
+    """Compare every route with the definition, then time them.
 
     Raises:
         SystemExit: when a route is wrong.
     """
+    _, heads, dim = work.case.q_THD.shape
     dtype = work.case.q_THD.dtype
-    routes = {OURS: work.case.run, "SDPA row by row": concatenated(work), PADDED_MASK: padded(work)}
+    routes = {OURS: work.case.run, ROWS: concatenated(work), PADDED: padded(work)}
+    if flex:
+        routes[FLEX] = flexible(work)
     exact = work.case.exact()
     for name, run in routes.items():
         found = distance(run(), exact)
         if not found <= TOLERANCE[dtype]:
             raise SystemExit(f"{name}, {work.name}, {dtype}: {found:.1e} from the definition; no speeds are printed")
-    seconds = best_seconds({**routes, "bmm": bare_bmm(work)}, repeats)
-    rate = {name: work.gflop / spent for name, spent in seconds.items()}
-    ratios = [seconds[name] / seconds[OURS] for name in list(routes)[1:]]
-    speeds = " ".join(f"{rate[name]:9.1f}" for name in [*routes, "bmm"])
-    return f"{work.name:24} {speeds}   {ratios[0]:6.2f} {ratios[1]:6.2f} {rate[OURS] / rate['bmm']:8.0%}"
+    seconds = take_turns({**routes, BMM: bare_bmm(work)}, turns)
+    ratio = {name: median(x / own for x, own in zip(seconds[name], seconds[OURS], strict=True)) for name in seconds}
+    rate = {name: work.gflop / min(spent) for name, spent in seconds.items()}
+    peers = {name: ratio[name] for name in list(routes)[1:]}
+    return Measured(work.name, str(dtype).removeprefix("torch."), heads, dim, rate, peers, ratio[BMM])
+
+
+def why_no_flex(asked: bool) -> str | None:
+    """Why flex_attention takes no part; None when it does."""
+    if not asked:
+        return "not asked for"
+    return None if shutil.which("g++") or shutil.which("clang++") else "torch.compile finds no C++ compiler"
 
 
 def main(
     threads: Annotated[int, typer.Option(help="threads of one operator")] = 1,
-    repeats: Annotated[int, typer.Option(help="turns that each route takes")] = 20,
+    turns: Annotated[int, typer.Option(help="turns that each route takes")] = 20,
+    flex: Annotated[bool, typer.Option(help="compile flex_attention for every shape, which takes minutes")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the figures here")] = None,
 ) -> None:
     """Measure prefix attention on this CPU."""
     torch.set_num_threads(threads)
-    typer.echo(f"{hardware()}; {threads} threads; torch {torch.__version__}; commit {commit()}")
+    about = f"{hardware()}; {threads} threads; torch {torch.__version__}; commit {commit()}"
+    typer.echo(about)
+    absence = why_no_flex(flex)
+    if absence:
+        typer.echo(f"flex_attention takes no part: {absence}")
+    everything = []
     for dtype in (torch.float32, torch.bfloat16):
         for heads, dim in HEADS:
-            typer.echo(f"\n{dtype}, H={heads}, D={dim}; GFLOP/s of 4 L (P + L) D H per row, and time over ours")
             typer.echo(
-                f"{'L/P':24} {'ours':>9} {'SDPA rows':>9} {'padded':>9} {'bmm':>9}   {'/rows':>6} {'/padd':>6} of bmm"
+                f"\n{dtype}, H={heads}, D={dim}; GFLOP/s of 4 L (P + L) D H per row, and time of a peer over ours"
             )
+            columns = " ".join(f"{name:>7}" for name in (*COLUMNS.values(), "  /rows", "/padded", "/flex"))
+            typer.echo(f"{'L/P':24} {columns}  of bmm   at or above all")
             with torch.inference_mode():
                 for work in workloads(heads, dim, dtype):
-                    typer.echo(measure(work, repeats))
+                    everything.append(measure(work, turns, flex=not absence))
+                    typer.echo(everything[-1].line)
+    if json_file:
+        json_file.write_text(json.dumps({"about": about, "measured": [asdict(one) for one in everything]}, indent=1))
 
 
 if __name__ == "__main__":
