@@ -53,7 +53,7 @@ def differentiate_prefixes(saved: Saved, needs: Needs) -> tuple[torch.Tensor, to
     heads, pool_tokens, dim = pool_k.shape
     tokens, groups = len(saved.q_THD), len(operands.group_G3)
     d_pool_k, d_pool_v = (pool_k.new_zeros(pool_k.shape if need else [0]) for need in needs[3:])
-    if not (pool_tokens and groups):
+    if not (any(needs[3:]) and pool_tokens and groups):
         return d_pool_k, d_pool_v
     launch = prefix_gradient_launch(saved.tiling.block_m, padded_head_dim(dim), pool_k.dtype, pool_tokens)
     sub = saved.tiling.block_m // launch.block_n
