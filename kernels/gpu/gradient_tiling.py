@@ -17,7 +17,7 @@ from prefixbank.kernels.gpu.tiling import INDICES, SUPPORTED, VARYING, Launch, p
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-MAIN_DTYPE, MAIN_DIM, MAIN_TILE = torch.bfloat16, 64, 64
+MAIN_DTYPE, MAIN_DIM, MAIN_TILE = torch.bfloat16, 64, 128
 """At which modes and needs are declared one by one."""
 REAL = ("lse", "d_lse", "statistics", "part_k", "part_v")
 """Pointers to fp32, whatever the operands are."""
