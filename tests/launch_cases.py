@@ -53,7 +53,7 @@ def served_cases() -> Iterator[Case]:
         yield attention_case([128, 40, 1], torch.bfloat16, dim, Tiling(128))
     for mode in Mode:
         for window in (0, 5):
-            yield attention_case([128, 40, 1], torch.bfloat16, 64, Tiling(64), mode, window)
+            yield attention_case([128, 40, 1], torch.bfloat16, 64, Tiling(128), mode, window)
     yield attention_case([16, 3], torch.bfloat16, 64, Tiling(16, 4))
 
 
