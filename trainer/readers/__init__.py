@@ -1,0 +1,116 @@
+"""Readers: files to examples; a bad row is named by file and line, and left out up to a share of the rows.
+
+This module reads what a recipe names; `squad`, `propositions` and `choices` read their formats by path. A reader
+refuses to know tokens, label numbers and backbones.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from prefixbank.model_store.errors import InvalidData
+from prefixbank.model_store.task_prompt import TaskFamily
+from prefixbank.trainer.readers.columns import blocks_of
+from prefixbank.trainer.readers.examples import Example, TextExample, WordsExample
+from prefixbank.trainer.readers.faults import STRICT, TOLERANT, Fault, Reading, Tolerance, built, settle
+from prefixbank.trainer.readers.tables import FORMATS, table_rows
+from prefixbank.trainer.readers.tags import iob2
+from prefixbank.trainer.readers.texts import text_example
+from prefixbank.trainer.readers.words import column_words, listed_words, of_equal_width
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from prefixbank.trainer.recipe import DataSection, Recipe, Source
+
+__all__ = [
+    "STRICT",
+    "TOLERANT",
+    "Example",
+    "Reading",
+    "Splits",
+    "TextExample",
+    "Tolerance",
+    "WordsExample",
+    "iob2",
+    "read",
+    "read_source",
+    "read_splits",
+]
+
+
+class Splits(NamedTuple):
+    """What a run learns from, chooses on and reports on."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    """Empty when the recipe names none: then the validation rows are reported."""
+
+
+def read_splits(recipe: Recipe, root: Path, tolerance: Tolerance = TOLERANT) -> Splits:
+    """Read the splits of a recipe whose paths are relative to `root`.
+
+    Raises:
+        InvalidData: a file cannot be read, has no rows, or has too many bad rows.
+    """
+    data = recipe.data
+    train = read_source(recipe, data.train, root, tolerance)
+    test = [] if data.test is None else read_source(recipe, data.test, root, tolerance)
+    if data.validation is not None:
+        return Splits(train, read_source(recipe, data.validation, root, tolerance), test)
+    kept, carved = _carve(train, data.carve, recipe.seed, where=data.train.path)
+    return Splits(kept, carved, test)
+
+
+def read_source(recipe: Recipe, source: Source, root: Path, tolerance: Tolerance = TOLERANT) -> list[Example]:
+    """The good rows of one split."""
+    return read(recipe, source, root, tolerance).rows
+
+
+def read(recipe: Recipe, source: Source, root: Path, tolerance: Tolerance = TOLERANT) -> Reading[Example]:
+    """Read one split: all rows of the file, then its slice, then its limit. Bad rows keep their place in the slice.
+
+    Raises:
+        InvalidData: the file cannot be read, has no rows, or has more bad rows than `tolerance` leaves out.
+    """
+    path = root / source.path
+    examples, part = _examples(path, recipe), ""
+    if source.rows is not None:
+        examples, part = islice(examples, *source.rows), f" in {list(source.rows)}"
+    reading: Reading[Example] = settle(examples, path, tolerance, part)
+    if source.limit is not None and source.limit < len(reading.rows):
+        drawn = random.Random(f"limit {recipe.seed}").sample(reading.rows, source.limit)
+        return reading._replace(rows=drawn)
+    return reading
+
+
+def _examples(path: Path, recipe: Recipe) -> Iterator[Example | Fault]:
+    data = recipe.data
+    form = FORMATS.get(path.suffix, "conll") if data.format == "auto" else data.format
+    if recipe.family == TaskFamily.TOKEN_CLASSIFICATION:
+        return _sentences(path, data, form)
+    if form == "conll":
+        raise InvalidData(f"{path}: would be read as CoNLL columns, wanted data.format tsv, jsonl or json for texts")
+    rows = table_rows(path, form, (*data.text, data.label))
+    return built(rows, lambda row: text_example(row, data.text, data.label, data.rename, data.labels))
+
+
+def _sentences(path: Path, data: DataSection, form: str) -> Iterator[Example | Fault]:
+    if form == "conll":
+        blocks = of_equal_width(blocks_of(path))
+        return built(blocks, lambda block: column_words(block, data))
+    rows = table_rows(path, form, (*data.text, data.label))
+    return built(rows, lambda row: listed_words(row, data))
+
+
+def _carve(rows: list[Example], share: float, seed: int, where: str) -> tuple[list[Example], list[Example]]:
+    count = round(share * len(rows)) if share < 1 else round(share)
+    if not 0 < count < len(rows):
+        raise InvalidData(f"{where}: cannot carve {count} validation rows from {len(rows)} training rows")
+    chosen = set(random.Random(f"carve {seed}").sample(range(len(rows)), count))
+    kept = [row for index, row in enumerate(rows) if index not in chosen]
+    return kept, [rows[index] for index in sorted(chosen)]

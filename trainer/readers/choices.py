@@ -1,0 +1,64 @@
+"""Choices: rows of SuperGLUE's COPA, and of any table like it, to premises with their choices.
+
+It refuses to know tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prefixbank.model_store.tasks.multiple_choice import CONNECTORS
+from prefixbank.trainer.readers import tables
+from prefixbank.trainer.readers.examples import ChoicesExample
+from prefixbank.trainer.readers.faults import TOLERANT, BadRow, Reading, Tolerance, built, settle, shown, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from prefixbank.trainer.readers.tables import Row
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceColumns:
+    """Which field holds what. The defaults are COPA's."""
+
+    premise: str = "premise"
+    choices: tuple[str, ...] = ("choice1", "choice2")
+    label: str = "label"
+    """Number of the right choice, from 0."""
+    question: str | None = "question"
+    """Names the connector; None where nothing stands between premise and choice."""
+    connectors: Mapping[str, str] = field(default_factory=lambda: CONNECTORS)
+
+
+def read_choices(
+    path: Path, columns: ChoiceColumns | None = None, tolerance: Tolerance = TOLERANT
+) -> Reading[ChoicesExample]:
+    """Every premise of a .jsonl, .json or .tsv file.
+
+    Raises:
+        InvalidData: the file cannot be read, or has too many bad rows.
+    """
+    chosen = columns or ChoiceColumns()
+    rows = tables.table_rows(path, tables.FORMATS.get(path.suffix, "jsonl"), [chosen.premise])
+    return settle(built(rows, lambda row: _example(row, chosen)), path, tolerance)
+
+
+def _example(row: Row, columns: ChoiceColumns) -> ChoicesExample:
+    texts = [text_of(tables.field(row, name), name) for name in (columns.premise, *columns.choices)]
+    right = str(tables.field(row, columns.label))
+    if not right.isdecimal() or int(right) >= len(columns.choices):
+        raise BadRow(f"{columns.label}: found {shown(right)}, wanted a number from 0 to {len(columns.choices) - 1}")
+    return ChoicesExample(texts[0], tuple(texts[1:]), _connector(row, columns), int(right), row.where)
+
+
+def _connector(row: Row, columns: ChoiceColumns) -> str:
+    if columns.question is None:
+        return ""
+    question = tables.field(row, columns.question)
+    if not isinstance(question, str) or question not in columns.connectors:
+        wanted = " or ".join(map(repr, columns.connectors))
+        raise BadRow(f"{columns.question}: found {shown(question)}, wanted {wanted}")
+    return columns.connectors[question]

@@ -1,0 +1,42 @@
+"""Texts: rows of GLUE and SuperGLUE files, and of any like them, to labelled texts.
+
+A wanted column may be a template over fields, `{word}: {sentence1}` or `{target.span1_text}`, as WiC and WSC need.
+It refuses to know files and tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefixbank.trainer.readers.examples import TextExample
+from prefixbank.trainer.readers.faults import BadRow, shown, text_of
+from prefixbank.trainer.readers.tables import field, filled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from prefixbank.trainer.readers.tables import Row
+
+
+def text_example(
+    row: Row, texts: Sequence[str], label: str, rename: Mapping[str, str], labels: Sequence[str] | None
+) -> TextExample:
+    """The example of a row.
+
+    Raises:
+        BadRow: a field is absent, a text is empty, or the label names no class.
+    """
+    found = tuple(filled(row, template, lambda name: text_of(field(row, name), name)) for template in texts)
+    return TextExample(found, label_of(row, label, rename, labels), row.where)
+
+
+def label_of(row: Row, name: str, rename: Mapping[str, str], labels: Sequence[str] | None) -> str:
+    """A label as text, renamed: texts, whole numbers and booleans name classes."""
+    found = field(row, name)
+    if not isinstance(found, str | int) or found == "":
+        raise BadRow(f"{name}: found {shown(found)}, wanted a text, a whole number or a boolean")
+    text = str(found).lower() if isinstance(found, bool) else str(found)
+    label = rename.get(text, text)
+    if labels is not None and label not in labels:
+        raise BadRow(f"{name}: found the label {shown(label)}, wanted one of {', '.join(labels)}")
+    return label
