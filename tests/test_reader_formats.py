@@ -143,6 +143,32 @@ def test_questions_come_with_their_answers_and_paragraph(tmp_path: Path) -> None
     assert AnswerSpan("Oslo", 3).end == 7
 
 
+def test_questions_of_the_hub_are_read_line_by_line(tmp_path: Path) -> None:
+    answers = [{"text": ["Oslo"], "answer_start": [3]}, {"text": [], "answer_start": []}]
+    lines = [{"id": "q", "question": "Where?", "context": "In Oslo.", "answers": answer} for answer in answers]
+    path = written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines)))
+    assert [(row.answers, row.paragraph) for row in read_questions(path).rows] == [
+        ((AnswerSpan("Oslo", 3),), 0),
+        ((), 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        ({"answers": {"text": ["Oslo"], "answer_start": []}}, "answers: found"),
+        ({"answers": {"text": ["Oslo"], "answer_start": [0]}}, "answers: found 'In O' at character 0"),
+        ({"context": None}, "context: found None"),
+    ],
+)
+def test_a_bad_question_of_the_hub_is_named_by_line(tmp_path: Path, odd: dict[str, object], problem: str) -> None:
+    fine = {"id": "q", "question": "Where?", "context": "In Oslo.", "answers": {"text": [], "answer_start": []}}
+    path = written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, [fine | odd, *[fine] * 120])))
+    (fault,) = read_questions(path).skipped
+    assert fault.where.endswith("a.jsonl:1")
+    assert fault.problem.startswith(problem)
+
+
 @pytest.mark.parametrize(
     ("name", "questions", "impossible"),
     [("v1.1/dev-v1.1.json", 10_570, 0), ("v2.0/chrischute-dev-v2.0.json", 6078, 3168)],

@@ -15,6 +15,7 @@ from prefixbank.trainer.metrics.squad import (
     normalise,
     refused,
     summary_v2,
+    tuned_null_threshold,
 )
 
 WORDS = ["the", "The", "a", "AN", "cat", "Cat,", "cat's", "U.S.", "1,000", "--", "theatre", "a-b", "\u3000", "…", "É"]
@@ -124,6 +125,12 @@ def test_applying_a_threshold_gives_what_the_sweep_promised() -> None:
         for one, is_there, doubt in zip(judged, has, unsure, strict=True)
     ]
     assert summary_v2(kept, has)["exact"] == pytest.approx(best.score)
+
+
+def test_the_null_threshold_is_tuned_on_differences_of_logits() -> None:
+    predicted, differences = ["cat", "dog", "", "owl"], [-5.0, -1.0, float("inf"), 2.0]
+    assert tuned_null_threshold(predicted, differences, [["cat"], ["dog"], [], []]) == (1.0, -1.0)
+    assert tuned_null_threshold(predicted, differences, [[], [], [], []]) == (1.0, -6.0)
 
 
 def test_a_summary_parts_questions_with_and_without_an_answer() -> None:

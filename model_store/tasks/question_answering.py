@@ -195,8 +195,9 @@ class QuestionAnswering:
         may_be_null = parameters.handle_impossible_answer
         if not choices or (self.null_threshold is not None if may_be_null is None else may_be_null):
             choices.append(Candidate(0, 0, found.null_score - (self.null_threshold or 0.0)))
-        scores = softmax(np.array([choice.score for choice in choices]))
-        best = np.argsort(-scores, kind="stable")[:top_k]
+        logit_sums = np.array([choice.score for choice in choices])
+        scores = softmax(logit_sums)
+        best = np.argsort(-logit_sums, kind="stable")[:top_k]
         return [_answer(found.text, choices[place], float(scores[place])) for place in best]
 
     def _question(

@@ -101,6 +101,21 @@ def best_threshold(
     return BestThreshold(float(reached[best]) / len(score_Q), threshold)
 
 
+def tuned_null_threshold(
+    predicted_Q: Sequence[str], null_difference_Q: Sequence[float], answers_Q: Sequence[Sequence[str]]
+) -> BestThreshold:
+    """The difference of logits above which the null answer is best given, by F1. Tune it on validation rows only.
+
+    Args:
+        predicted_Q: the best span's text of each question, the null answer left aside.
+        null_difference_Q: `Found.null_difference` of each.
+        answers_Q: the true answers of each.
+    """
+    scores = [judge_v2(text, answers).f1 for text, answers in zip(predicted_Q, answers_Q, strict=True)]
+    below_all = min((found for found in null_difference_Q if np.isfinite(found)), default=0.0) - 1
+    return best_threshold(scores, null_difference_Q, [bool(answers) for answers in answers_Q], predicted_Q, below_all)
+
+
 def _best(prediction: str, answers: Sequence[str], f1_of_nothing: float) -> Judged:
     found = normalise(prediction)
     wanted = [normalise(answer) for answer in answers]

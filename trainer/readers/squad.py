@@ -1,7 +1,8 @@
 """SQuAD: the JSON of versions 1.1 and 2.0 to questions with their context and answers.
 
 Both versions are one format: a question of 2.0 without an answer has `is_impossible`, or no answers. Plausible answers
-are not read. A row is a question; a bad one is named by the file and the question's id.
+are not read. A row is a question; a bad one is named by the file and the question's id. JSON Lines with a question and
+its context each, as Hugging Face's hub has SQuAD, are read too.
 It refuses to know tokens and windows.
 """
 
@@ -13,6 +14,7 @@ from prefixbank.model_store.errors import InvalidData
 from prefixbank.trainer.readers.examples import AnswerSpan, QuestionExample
 from prefixbank.trainer.readers.faults import TOLERANT, BadRow, Fault, Reading, Tolerance, settle, shown, text_of
 from prefixbank.trainer.readers.files import json_of
+from prefixbank.trainer.readers.tables import field, table_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +29,8 @@ def read_questions(path: Path, tolerance: Tolerance = TOLERANT) -> Reading[Quest
     Raises:
         InvalidData: the file is no SQuAD, or has too many bad questions.
     """
-    return settle(_questions(path), path, tolerance)
+    questions = _flat_questions(path) if path.suffix == ".jsonl" else _questions(path)
+    return settle(questions, path, tolerance)
 
 
 def _questions(path: Path) -> Iterator[QuestionExample | Fault]:
@@ -40,6 +43,30 @@ def _questions(path: Path) -> Iterator[QuestionExample | Fault]:
                 yield _example(question, paragraph.get("context"), str(name), number, path)
             except BadRow as error:
                 yield Fault(f"{path}: question {shown(name)}", str(error))
+
+
+def _flat_questions(path: Path) -> Iterator[QuestionExample | Fault]:
+    contexts: dict[object, int] = {}
+    for row in table_rows(path, "jsonl", ("context",)):
+        if isinstance(row, Fault):
+            yield row
+            continue
+        try:
+            context, name = text_of(field(row, "context"), "context"), str(row.fields.get("id", row.line))
+            found = row.fields | {"answers": _transposed(field(row, "answers"))}
+            yield _example(found, context, name, contexts.setdefault(context, len(contexts)), path)
+        except BadRow as error:
+            yield Fault(row.place(), str(error))
+
+
+def _transposed(answers: object) -> object:
+    """The hub's two lists, as a list of answers."""
+    if not isinstance(answers, dict):
+        return answers
+    texts, starts = answers.get("text"), answers.get("answer_start")
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        raise BadRow(f"answers: found {shown(answers)}, wanted as many texts as answer_starts")
+    return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
 
 
 def _listed(found: object, name: str, path: Path, what: str) -> list[Any]:
