@@ -16,65 +16,72 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from prefixbank.kernels.cpu_runs import Packed, layout_of, read_slots, runs_of_slots
-from prefixbank.kernels.cpu_weights import Room, Scratch, compute_dtype, contiguous, weigh
+from prefixbank.kernels.cpu_runs import read_slots, runs_of_slots
+from prefixbank.kernels.cpu_weights import Room, Scratch, compute_dtype, contiguous, weigh, weigh_shifted
 from prefixbank.kernels.operands import softmax_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
-    from prefixbank.kernels.cpu_runs import Block, Run, Slot
+    from prefixbank.kernels.cpu_runs import Block, Run, Runs, Slot
     from prefixbank.kernels.operands import Needs, Operands, View
 
 LIMIT = 2.0**64
-"""Of sums that need no shift. Gradients of outputs are divided by a sum, and keep their bits down to 2^-62."""
+"""Of sums that need no shift of the scores. Gradients of outputs, divided by a sum, keep their bits down to 2^-62."""
 
 
 def backward(
     d_out_THD: Tensor, d_lse_TH: Tensor, out_THD: Tensor, operands: Operands, view: View, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v, pool_k, pool_v; one that is not needed is an empty tensor."""
-    q_THD = operands.q_THD
-    dtype, slots = compute_dtype(q_THD), read_slots(operands)
+    q_THD, k_THD, v_THD, pool_k_HND, pool_v_HND = operands.differentiable
+    slots, layout = read_slots(operands, compute_dtype(q_THD).itemsize)
     # Not joined: a prefix's gradient is summed over the rows of its slot.
-    runs = runs_of_slots(layout_of(operands, slots, dtype.itemsize))
-    has_gaps = sum(run.num_rows * run.length for run in runs) < q_THD.shape[0]
-    d_q, d_k, d_v = (_own_gradient(x, need, has_gaps) for x, need in zip(operands[:3], needs[:3], strict=True))
+    runs = runs_of_slots(layout)
+    d_q, d_k, d_v = (_own_gradient(x, need, runs) for x, need in zip(operands[:3], needs[:3], strict=True))
+    d_pool_k, d_pool_v = (_pool_gradient(x, need) for x, need in zip(operands[3:5], needs[3:], strict=True))
     scratch, room = Scratch.over(operands, slots, runs), Room.over(q_THD, runs, LIMIT)
-    memory = (torch.empty_like(side.flat) for side in scratch.sides)
-    d_pools = (_pool_gradient(x, need) for x, need in zip(operands[3:5], needs[3:], strict=True))
-    into_keys, into_values = map(Sums, (d_k, d_v), d_pools, repeat(slots), memory)
+    into_keys, into_values = (
+        Sums(needs_own, d_pool_HND, slots, torch.empty_like(side.flat))
+        for needs_own, d_pool_HND, side in zip((needs.k, needs.v), (d_pool_k, d_pool_v), scratch.sides, strict=True)
+    )
     step = Step(view, room, torch.empty_like(room.scores), into_keys, into_values)
-    delta_TH1 = _delta(d_out_THD, d_lse_TH, out_THD)
-    queries, d_outs, deltas = (Packed.over(x) for x in (q_THD, d_out_THD, delta_TH1))
-    for run in runs:
-        q_ELD, do_ELD = queries.entries(run, dtype), d_outs.entries(run, d_out_THD.dtype)
-        dq_ELD = torch.empty_like(q_ELD, memory_format=torch.contiguous_format) if needs.q else None
-        k_EJD, v_EJD = scratch.filled(run)
-        own = Own(q_ELD, k_EJD, v_EJD, do_ELD, deltas.entries(run, delta_TH1.dtype), dq_ELD)
-        for block in run.blocks():
+    read = (runs.split(x) for x in (q_THD, k_THD, v_THD, d_out_THD, _delta(d_out_THD, d_lse_TH, out_THD)))
+    written = (_split(runs, d_THD) for d_THD in (d_q, d_k, d_v))
+    for run, q, k, v, do, delta, dq, dk, dv in zip(runs.each, *read, *written, strict=False):
+        k_EJD, v_EJD = scratch.filled(run, k, v)
+        q_ELD, do_ELD, delta_EL1 = (x.reshape(run.entries, run.length, -1) for x in (q, do, delta))
+        dq_ELD = None if dq is None else k_EJD.new_empty(q_ELD.shape)
+        own = Own(q_ELD.to(k_EJD.dtype), k_EJD, v_EJD, do_ELD, delta_EL1, dq_ELD)
+        for block in run.blocks:
             step.take(block, own)
-        into_keys.finish(run)
-        into_values.finish(run)
-        if dq_ELD is not None:
-            own_HGLD = Packed.over(d_q).of(run)
-            own_HGLD.copy_(dq_ELD.view(own_HGLD.shape))
-    d_pool_k, d_pool_v = (sums.pool_HND.to(operands.pool_k_HND.dtype) for sums in (into_keys, into_values))
+        into_keys.finish(run, dk)
+        into_values.finish(run, dv)
+        if dq is not None and dq_ELD is not None:
+            dq.copy_(dq_ELD.view(dq.shape))
+    d_q, d_k, d_v = (q_THD.new_empty(0) if d is None else d for d in (d_q, d_k, d_v))
+    pools = ((pool_k_HND, d_pool_k), (pool_v_HND, d_pool_v))
+    d_pool_k, d_pool_v = (x.new_empty(0) if d is None else d.to(x.dtype) for x, d in pools)
     return d_q, d_k, d_v, d_pool_k, d_pool_v
 
 
-def _own_gradient(x_THD: Tensor, need: bool, has_gaps: bool) -> Tensor:
+def _own_gradient(x_THD: Tensor, need: bool, runs: Runs) -> Tensor | None:
     """Memory for the gradient of q, k or v: every token of a row will be written, and one of no row has 0."""
     if not need:
-        return x_THD.new_empty(0)
+        return None
+    has_gaps = runs.all_tokens < x_THD.shape[0]
     return x_THD.new_zeros(x_THD.shape) if has_gaps else x_THD.new_empty(x_THD.shape)
 
 
-def _pool_gradient(pool_HND: Tensor, need: bool) -> Tensor:
+def _pool_gradient(pool_HND: Tensor, need: bool) -> Tensor | None:
     """Zeros in the softmax's dtype, in which rows are summed."""
-    return pool_HND.new_zeros(pool_HND.shape if need else 0, dtype=softmax_dtype(pool_HND))
+    return pool_HND.new_zeros(pool_HND.shape, dtype=softmax_dtype(pool_HND)) if need else None
+
+
+def _split(runs: Runs, d_THD: Tensor | None) -> Iterable[Tensor | None]:
+    return repeat(None) if d_THD is None else runs.split(d_THD)
 
 
 def _delta(d_out_THD: Tensor, d_lse_TH: Tensor, out_THD: Tensor) -> Tensor:
@@ -85,45 +92,43 @@ def _delta(d_out_THD: Tensor, d_lse_TH: Tensor, out_THD: Tensor) -> Tensor:
 
 
 class Sums(NamedTuple):
-    """Where the gradient of the keys (or of the values) goes."""
+    """The gradient of the keys (or of the values) of one run, and where it goes."""
 
-    own_THD: Tensor
-    """[0] when not needed."""
-    pool_HND: Tensor
-    """[0] when not needed."""
+    needs_own: bool
+    """Whether it is wanted for the rows' own tokens."""
+    pool_HND: Tensor | None
+    """None when it is not wanted for prefixes."""
     slots: Mapping[int, Slot]
-    flat: Tensor
-    """Memory for the sums of one run."""
+    memory: Tensor
 
     @property
     def is_needed(self) -> bool:
-        return self.own_THD.dim() + self.pool_HND.dim() > 2
+        return self.needs_own or self.pool_HND is not None
+
+    def columns(self, run: Run) -> tuple[int, int]:
+        """The first needed column of keys, and how many are."""
+        first = run.prefix if self.pool_HND is None else 0
+        return first, (run.keys if self.needs_own else run.prefix) - first
 
     def add(self, block: Block, weights_EIJ: Tensor, x_EID: Tensor) -> None:
-        """Add weights^T x to the sums of the run, computing only the columns that are needed."""
-        first, count = self._columns(block.run)
+        """Add weights^T x. The first queries of a row find no number there."""
+        first, count = self.columns(block.run)
         if count:
-            sums_ECD = block.keys_of(contiguous(self.flat, block.run.entries, count, block.run.dim))
-            columns_ECI = weights_EIJ.narrow(2, first, count).mT
-            torch.baddbmm(sums_ECD, columns_ECI, x_EID, beta=1 if block.query else 0, out=sums_ECD)
+            sums_ECD = block.keys_of(contiguous(self.memory, block.run.entries, count, block.run.dim))
+            weights_ECI = weights_EIJ.narrow(2, first, count).mT
+            torch.baddbmm(sums_ECD, weights_ECI, x_EID, beta=1 if block.query else 0, out=sums_ECD)
 
-    def finish(self, run: Run) -> None:
-        """Hand the sums of a run on: each row's own, and of the prefix that of all rows."""
-        first, count = self._columns(run)
-        if not count:
-            return
-        sums_HGCD = contiguous(self.flat, run.entries, count, run.dim).view(run.heads, run.num_rows, count, -1)
-        if self.own_THD.dim() == 3:
-            Packed.over(self.own_THD).of(run).copy_(sums_HGCD.narrow(2, run.prefix - first, run.length))
-        if self.pool_HND.dim() == 3 and run.prefix:
+    def finish(self, run: Run, own_HXD: Tensor | None) -> None:
+        """Hand the sums on: each row's own, and of the prefix those of all rows together."""
+        first, count = self.columns(run)
+        sums_HGCD = contiguous(self.memory, run.entries, count, run.dim).view(run.heads, run.num_rows, count, run.dim)
+        if own_HXD is not None:
+            own_HGLD = own_HXD.view(run.heads, run.num_rows, run.length, run.dim)
+            own_HGLD.copy_(sums_HGCD.narrow(2, run.prefix - first, run.length))
+        if self.pool_HND is not None and run.prefix:
             start = self.slots[run.loans[0].slot].start
-            sums_HGPD = sums_HGCD.narrow(2, 0, run.prefix)
-            self.pool_HND.narrow(1, start, run.prefix).add_(sums_HGPD.sum(1, dtype=self.pool_HND.dtype))
-
-    def _columns(self, run: Run) -> tuple[int, int]:
-        """The first needed column of keys, and how many are."""
-        first = 0 if self.pool_HND.dim() == 3 else run.prefix
-        return first, (run.keys if self.own_THD.dim() == 3 else run.prefix) - first
+            sums_HPD = sums_HGCD.narrow(2, 0, run.prefix).sum(1, dtype=self.pool_HND.dtype)
+            self.pool_HND.narrow(1, start, run.prefix).add_(sums_HPD)
 
 
 class Own(NamedTuple):
@@ -152,17 +157,20 @@ class Step:
     def take(self, block: Block, own: Own) -> None:
         """Add what one block contributes to each gradient."""
         q_EID, k_EJD, v_EJD = block.queries_of(own.q_ELD), block.keys_of(own.k_EJD), block.keys_of(own.v_EJD)
-        sums_EI1 = torch.empty_like(block.queries_of(own.delta_EL1), memory_format=torch.contiguous_format)
-        powers_EIJ = weigh(q_EID, k_EJD, block, self.view, self.room, sums_EI1).powers_EIJ
+        delta_EI1 = block.queries_of(own.delta_EL1)
+        sums_EI1 = delta_EI1.new_empty(delta_EI1.shape)
+        powers_EIJ = weigh(q_EID, k_EJD, block, self.view, self.room, sums_EI1)
+        if not self.room.can_keep(sums_EI1):
+            shifts_EI1 = torch.empty_like(sums_EI1)
+            powers_EIJ = weigh_shifted(q_EID, k_EJD, block, self.view, self.room, sums_EI1, shifts_EI1)
         inverse_EI1 = sums_EI1.reciprocal_()
         do_EID = (block.queries_of(own.do_ELD) * inverse_EI1).to(k_EJD.dtype)
         self.into_values.add(block, powers_EIJ, do_EID)
         if own.dq_ELD is None and not self.into_keys.is_needed:
             return
-        delta_EI1 = (block.queries_of(own.delta_EL1) * inverse_EI1).mul_(self.view.scale).to(k_EJD.dtype)
         ds_EIJ = contiguous(self.d_scores, *powers_EIJ.shape)
         torch.baddbmm(ds_EIJ, do_EID, v_EJD.mT, beta=0, alpha=self.view.scale, out=ds_EIJ)
-        ds_EIJ.sub_(delta_EI1).mul_(powers_EIJ)
+        ds_EIJ.sub_((delta_EI1 * inverse_EI1).mul_(self.view.scale).to(ds_EIJ.dtype)).mul_(powers_EIJ)
         self.into_keys.add(block, ds_EIJ, q_EID)
         if own.dq_ELD is not None:
             torch.bmm(ds_EIJ, k_EJD, out=block.queries_of(own.dq_ELD))

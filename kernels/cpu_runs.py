@@ -9,7 +9,8 @@ H heads (of a block: some of them), I queries of a block, E = H * G entries of a
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +21,7 @@ from prefixbank.kernels.plan import Bucket
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from prefixbank.kernels.operands import Operands
@@ -49,16 +50,6 @@ class Width(NamedTuple):
     item_bytes: int
 
 
-class Layout(NamedTuple):
-    """All that decides how a batch is computed. Layers share one while their prefixes are equally long."""
-
-    buckets: bytes
-    """int32 [B, 5]."""
-    prefix_B: tuple[int, ...]
-    """P of each bucket in this layer."""
-    width: Width
-
-
 class Loan(NamedTuple):
     """Neighbouring rows that read one slot."""
 
@@ -67,24 +58,25 @@ class Loan(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A bucket, or several that lie end to end and differ in nothing but the slot."""
+    """A bucket, or neighbouring ones that differ in nothing but the slot."""
 
-    bucket: Bucket
-    """Of a joined group, the rows of all its buckets; its slot is the first one's."""
+    length: int
+    context: int
     prefix: int
     loans: tuple[Loan, ...]
     """Of all rows, in turn."""
 
+    @property
+    def num_rows(self) -> int:
+        return sum(loan.num_rows for loan in self.loans)
+
     def can_join(self, after: Group) -> bool:
-        """Whether `after` follows at once and its rows are like these, whatever prefix they read."""
-        own, other = self.bucket, after.bucket
-        alike = (own.length, own.context, self.prefix) == (other.length, other.context, after.prefix)
-        return alike and own.begin + own.num_rows * own.length == other.begin
+        """Whether the rows of `after` are like these, whatever prefix they read."""
+        return self[:3] == after[:3]
 
     def join(self, after: Group) -> Group:
         """Both as one; `can_join` has been asked."""
-        num_rows = self.bucket.num_rows + after.bucket.num_rows
-        return Group(self.bucket._replace(num_rows=num_rows), self.prefix, self.loans + after.loans)
+        return self._replace(loans=self.loans + after.loans)
 
     def loans_of(self, first: int, count: int) -> tuple[Loan, ...]:
         """The loans of some of the rows; none without prefix."""
@@ -116,11 +108,10 @@ class Cut(NamedTuple):
         )
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Run:
     """Rows of a group that are computed at once."""
 
-    begin: int
-    """First token of the first row."""
     length: int
     num_rows: int
     context: int
@@ -131,26 +122,33 @@ class Run(NamedTuple):
     dim: int
     cut: Cut
 
-    @property
+    @cached_property
+    def num_tokens(self) -> int:
+        return self.num_rows * self.length
+
+    @cached_property
     def keys(self) -> int:
         """J of each row."""
         return self.prefix + self.length
 
-    @property
+    @cached_property
     def entries(self) -> int:
         return self.heads * self.num_rows
 
-    @property
+    @cached_property
     def most_scores(self) -> int:
         """Of a block."""
         return self.num_rows * self.cut.heads * self.cut.queries * self.keys
 
-    def blocks(self) -> Iterator[Block]:
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
         """Cut between heads, then between queries."""
-        for head in range(0, self.heads, self.cut.heads):
-            num_heads = min(self.cut.heads, self.heads - head)
-            for query in range(0, self.length, self.cut.queries):
-                yield Block(self, head, num_heads, query, min(self.cut.queries, self.length - query))
+        heads, queries = range(0, self.heads, self.cut.heads), range(0, self.length, self.cut.queries)
+        return tuple(
+            Block(self, head, min(heads.step, heads.stop - head), query, min(queries.step, queries.stop - query))
+            for head in heads
+            for query in queries
+        )
 
 
 class Block(NamedTuple):
@@ -164,8 +162,9 @@ class Block(NamedTuple):
 
     def keys_of(self, all_EJX: Tensor) -> Tensor:
         """Its heads of what is there for each key."""
-        num_entries = self.num_heads * self.run.num_rows
-        return all_EJX if num_entries == all_EJX.shape[0] else all_EJX.narrow(0, self.head, num_entries)
+        if self.num_heads == self.run.heads:
+            return all_EJX
+        return all_EJX.narrow(0, self.head, self.num_heads)
 
     def queries_of(self, all_ELX: Tensor) -> Tensor:
         """Its heads and queries of what is there for each query."""
@@ -173,69 +172,89 @@ class Block(NamedTuple):
         return own_ELX if self.num_queries == self.run.length else own_ELX.narrow(1, self.query, self.num_queries)
 
 
-class Packed(NamedTuple):
-    """A tensor [T, H, X] beside its strides, so that a view of rows costs a single call."""
+class Runs(NamedTuple):
+    """A batch, cut up: the runs lie end to end, the first from token 0."""
 
-    x_THX: Tensor
-    first: int
-    token: int
-    head: int
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
+    each: tuple[Run, ...]
+    num_tokens: tuple[int, ...]
+    """Of each run."""
+    all_tokens: int
 
     @classmethod
-    def over(cls, x_THX: Tensor) -> Packed:
-        (token, head, *strides), (_, _, *sizes) = x_THX.stride(), x_THX.shape
-        return cls(x_THX, int(x_THX.storage_offset()), token, head, tuple(sizes), tuple(strides))
+    def of(cls, groups: Iterable[Group], width: Width) -> Runs:
+        runs = tuple(_runs(groups, width))
+        num_tokens = tuple(run.num_tokens for run in runs)
+        return cls(runs, num_tokens, sum(num_tokens))
 
-    def of(self, run: Run) -> Tensor:
-        """View the rows as [H, G, L, X]."""
-        shape = (run.heads, run.num_rows, run.length, *self.sizes)
-        strides = (self.head, run.length * self.token, self.token, *self.strides)
-        return self.x_THX.as_strided(shape, strides, self.first + run.begin * self.token)
+    def split(self, x_THX: Tensor) -> tuple[Tensor, ...]:
+        """View [T, H, X] as [H, G * L, X] of each run."""
+        beyond = x_THX.shape[0] - self.all_tokens
+        return x_THX.transpose(0, 1).split_with_sizes([*self.num_tokens, beyond], 1)
 
-    def entries(self, run: Run, dtype: torch.dtype) -> Tensor:
-        """Return the rows as [E, L, X], as a product takes them: of one row, a view."""
-        if run.num_rows > 1:
-            entries = self.of(run).flatten(0, 1)
-        else:
-            shape, strides = (run.heads, run.length, *self.sizes), (self.head, self.token, *self.strides)
-            entries = self.x_THX.as_strided(shape, strides, self.first + run.begin * self.token)
-        return entries if entries.dtype == dtype else entries.to(dtype)
+    def split_flat(self, x: Tensor, heads: int) -> tuple[Tensor, ...]:
+        """Cut [H * T] into the [E * L] of each run."""
+        return x.split_with_sizes([heads * tokens for tokens in self.num_tokens])
+
+    @property
+    def most_tokens(self) -> int:
+        """Of all heads of a run."""
+        return max((run.entries * run.length for run in self.each), default=0)
+
+    @property
+    def most_keys(self) -> int:
+        """Of all heads of a run."""
+        return max((run.entries * run.keys for run in self.each), default=0)
+
+    @property
+    def most_scores(self) -> int:
+        """Of a block."""
+        return max((run.most_scores for run in self.each), default=0)
 
 
-def read_slots(operands: Operands) -> dict[int, Slot]:
-    """Look the slots of a batch up in this layer's tables.
+class Layout(NamedTuple):
+    """All that decides how a batch is computed. Layers share one while their prefixes are equally long."""
+
+    buckets: bytes
+    """int32 [B, 5]."""
+    prefixes: tuple[int, ...]
+    """P in this layer of each slot of `slots_of(buckets)`."""
+    width: Width
+
+
+def read_slots(operands: Operands, item_bytes: int) -> tuple[dict[int, Slot], Layout]:
+    """Look the slots of a batch up in this layer's tables, and say how it is laid out.
 
     Raises:
-        ValueError: when one reaches beyond the pool.
+        ValueError: when a slot reaches beyond the pool.
     """
-    slot_B, pool_tokens = operands.bucket_B5[:, 0], operands.pool_k_HND.shape[1]
-    start_B, length_B = (
-        table.index_select(0, slot_B.to(table.device)).tolist()
-        for table in (operands.slot_start_S, operands.slot_length_S)
+    buckets = operands.bucket_B5.numpy().tobytes()
+    numbers = slots_of(buckets)
+    starts, lengths = (
+        table.cpu().numpy()[numbers].tolist() for table in (operands.slot_start_S, operands.slot_length_S)
     )
-    slots = dict(zip(slot_B.tolist(), map(Slot, start_B, length_B), strict=True))
+    slots = dict(zip(numbers.tolist(), map(Slot, starts, lengths), strict=True))
+    _, heads, dim = operands.q_THD.shape
+    pool_tokens = operands.pool_k_HND.shape[1]
     for number, (start, length) in slots.items():
         if start + length > pool_tokens:
             raise ValueError(f"slot {number} is pool tokens {start} to {start + length} of {pool_tokens}")
-    return slots
+    return slots, Layout(buckets, tuple(lengths), Width(heads, dim, item_bytes))
 
 
-def layout_of(operands: Operands, slots: dict[int, Slot], item_bytes: int) -> Layout:
-    prefix_B = tuple(slots[slot].length for slot in operands.bucket_B5[:, 0].tolist())
-    _, heads, dim = operands.q_THD.shape
-    return Layout(operands.bucket_B5.numpy().tobytes(), prefix_B, Width(heads, dim, item_bytes))
+@lru_cache(maxsize=64)
+def slots_of(buckets: bytes) -> NDArray[np.int64]:
+    """The distinct slots of a batch, ascending."""
+    return np.unique(_bucket_B5(buckets)[:, 0]).astype(np.int64)
 
 
-@functools.lru_cache(maxsize=64)
-def runs_of_slots(layout: Layout) -> tuple[Run, ...]:
+@lru_cache(maxsize=64)
+def runs_of_slots(layout: Layout) -> Runs:
     """Cut the batch into runs of which each reads one slot."""
-    return tuple(_runs(_groups(layout), layout.width))
+    return Runs.of(_groups(layout), layout.width)
 
 
-@functools.lru_cache(maxsize=64)
-def joined_runs(layout: Layout) -> tuple[Run, ...]:
+@lru_cache(maxsize=64)
+def joined_runs(layout: Layout) -> Runs:
     """Cut the batch into runs whose rows may read different slots, so that many tasks cost what one does."""
     whole: list[Group] = []
     for group in _groups(layout):
@@ -243,23 +262,27 @@ def joined_runs(layout: Layout) -> tuple[Run, ...]:
             whole[-1] = whole[-1].join(group)
         else:
             whole.append(group)
-    return tuple(_runs(whole, layout.width))
+    return Runs.of(whole, layout.width)
 
 
 def _groups(layout: Layout) -> list[Group]:
-    bucket_B5 = np.frombuffer(layout.buckets, dtype=np.int32).reshape(-1, len(Bucket._fields))
-    buckets = map(Bucket._make, bucket_B5.tolist())
-    return [
-        Group(bucket, prefix, (Loan(bucket.slot, bucket.num_rows),))
-        for bucket, prefix in zip(buckets, layout.prefix_B, strict=True)
-    ]
+    prefix_of = dict(zip(slots_of(layout.buckets).tolist(), layout.prefixes, strict=True))
+    groups, end = [], 0
+    for slot, length, context, begin, num_rows in _bucket_B5(layout.buckets).tolist():
+        assert begin == end, f"a bucket begins at token {begin}, and the one before ends at {end}. This is a bug."
+        groups.append(Group(length, context, prefix_of[slot], (Loan(slot, num_rows),)))
+        end += length * num_rows
+    return groups
+
+
+def _bucket_B5(buckets: bytes) -> NDArray[np.int32]:
+    return np.frombuffer(buckets, dtype=np.int32).reshape(-1, len(Bucket._fields))
 
 
 def _runs(groups: Iterable[Group], width: Width) -> Iterator[Run]:
     for group in groups:
-        _, length, context, begin, num_rows = group.bucket
-        cut = Cut.of(width, length, group.prefix + length)
-        for first in range(0, num_rows, cut.rows):
-            count = min(cut.rows, num_rows - first)
+        cut = Cut.of(width, group.length, group.prefix + group.length)
+        for first in range(0, group.num_rows, cut.rows):
+            count = min(cut.rows, group.num_rows - first)
             loans = group.loans_of(first, count)
-            yield Run(begin + first * length, length, count, context, group.prefix, loans, width.heads, width.dim, cut)
+            yield Run(group.length, count, group.context, group.prefix, loans, width.heads, width.dim, cut)

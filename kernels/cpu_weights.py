@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from prefixbank.kernels.cpu_runs import Packed
 from prefixbank.kernels.operands import softmax_dtype
 from prefixbank.kernels.plan import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import Tensor
 
-    from prefixbank.kernels.cpu_runs import Block, Loan, Run, Slot
+    from prefixbank.kernels.cpu_runs import Block, Loan, Run, Runs, Slot
     from prefixbank.kernels.operands import Operands, View
 
 VECTOR_BYTES = 128
@@ -34,22 +33,20 @@ SHARE = 32768
 
 
 class Side(NamedTuple):
-    """Keys, or values: where they come from, and memory for those of one run."""
+    """Keys, or values: where prefixes come from, and memory for one run."""
 
     pool_HND: Tensor
     times_SH: Tensor | None
     """What the stored numbers of a slot are times; None for a pool that is not quantised."""
-    own: Packed
     flat: Tensor
+    dtype: torch.dtype
 
     def lent(self, number: int, slot: Slot) -> Tensor:
         """The prefix [H, 1, P, D] of a slot."""
-        (heads, _, dim), (head, token, one) = self.pool_HND.shape, self.pool_HND.stride()
-        first = self.pool_HND.storage_offset() + slot.start * token
-        lent_H1PD = self.pool_HND.as_strided((heads, 1, slot.length, dim), (head, head, token, one), first)
+        lent_H1PD = self.pool_HND[:, None, slot.start : slot.start + slot.length]
         if self.times_SH is None:
             return lent_H1PD
-        return lent_H1PD.to(softmax_dtype(self.own.x_THX)) * self.times_SH[number, :, None, None, None]
+        return lent_H1PD.to(self.dtype) * self.times_SH[number, :, None, None, None]
 
 
 @dataclass(slots=True)
@@ -62,44 +59,34 @@ class Scratch:
     """J and the loans of the run that was last filled in."""
 
     @classmethod
-    def over(cls, operands: Operands, slots: Mapping[int, Slot], runs: Sequence[Run]) -> Scratch:
-        q_THD, k_THD, v_THD, pool_k, pool_v = operands.differentiable
-        size = max((run.entries * run.keys for run in runs), default=0) * q_THD.shape[2]
-        keys, values = (q_THD.new_empty(size, dtype=compute_dtype(q_THD)) for _ in range(2))
+    def over(cls, operands: Operands, slots: Mapping[int, Slot], runs: Runs) -> Scratch:
+        q_THD, _, _, *pools = operands.differentiable
         times = (None, None) if operands.slot_scale_S2H is None else operands.slot_scale_S2H.unbind(1)
-        sides = Side(pool_k, times[0], Packed.over(k_THD), keys), Side(pool_v, times[1], Packed.over(v_THD), values)
-        return cls(slots, sides)
+        size, wide = runs.most_keys * q_THD.shape[2], softmax_dtype(q_THD)
+        keys, values = (
+            Side(pool_HND, times_SH, q_THD.new_empty(size, dtype=compute_dtype(q_THD)), wide)
+            for pool_HND, times_SH in zip(pools, times, strict=True)
+        )
+        return cls(slots, (keys, values))
 
-    def filled(self, run: Run) -> list[Tensor]:
-        """Return keys and values [E, J, D]; prefixes that are still there are not written again."""
-        dim, row = run.dim, run.keys * run.dim
-        strides, is_held = (run.num_rows * row, row, dim, 1), self.held == (run.keys, run.loans)
+    def filled(self, run: Run, *own: Tensor) -> list[Tensor]:
+        """Return keys and values [E, J, D]; prefixes that are still there are not written again.
+
+        Args:
+            own: keys and values [H, G * L, D] of the rows' own tokens.
+        """
+        row = run.keys * run.dim
+        strides, is_held = (run.num_rows * row, row, run.dim, 1), self.held == (run.keys, run.loans)
+        own_shape = (run.heads, run.num_rows, run.length, run.dim)
         self.held = (run.keys, run.loans)
-        for side in self.sides:
+        for side, own_HXD in zip(self.sides, own, strict=True):
             first = 0
             for number, num_rows in () if is_held else run.loans:
-                lent_HGPD = side.flat.as_strided((run.heads, num_rows, run.prefix, dim), strides, first)
+                lent_HGPD = side.flat.as_strided((run.heads, num_rows, run.prefix, run.dim), strides, first)
                 lent_HGPD.copy_(side.lent(number, self.slots[number]))
                 first += num_rows * row
-            own_HGLD = side.own.of(run)
-            side.flat.as_strided(own_HGLD.shape, strides, run.prefix * dim).copy_(own_HGLD)
-        return [contiguous(side.flat, run.entries, run.keys, dim) for side in self.sides]
-
-
-class Weights(NamedTuple):
-    """`powers / sums` is the softmax of a block."""
-
-    powers_EIJ: Tensor
-    """exp2(scores - shift), in the dtype of the products."""
-    sums_EI1: Tensor
-    """Of the powers, in the dtype of the softmax."""
-    shift_EI1: Tensor | None
-    """None for no shift."""
-
-    def log_sum_exp(self) -> Tensor:
-        """Natural log of the softmax's denominator [E, I, 1]."""
-        logs = self.sums_EI1.log()
-        return logs if self.shift_EI1 is None else logs.add_(self.shift_EI1, alpha=math.log(2))
+            side.flat.as_strided(own_shape, strides, run.prefix * run.dim).copy_(own_HXD.view(own_shape))
+        return [contiguous(side.flat, run.entries, run.keys, run.dim) for side in self.sides]
 
 
 class Room(NamedTuple):
@@ -109,54 +96,59 @@ class Room(NamedTuple):
     wide: Tensor | None
     """The same in the softmax's dtype, where that is another: a narrow sum would round the weights."""
     limit: float
-    """Sums from 1 / limit to limit need no shift: no power overflows, and one that underflows is too small to count."""
+    """Of sums that need no shift of the scores."""
 
     @classmethod
-    def over(cls, q_THD: Tensor, runs: Sequence[Run], limit: float) -> Room:
-        most, narrow, wide = (
-            max((run.most_scores for run in runs), default=0),
-            compute_dtype(q_THD),
-            softmax_dtype(q_THD),
-        )
+    def over(cls, q_THD: Tensor, runs: Runs, limit: float) -> Room:
+        most, narrow, wide = runs.most_scores, compute_dtype(q_THD), softmax_dtype(q_THD)
         scores = q_THD.new_empty(_whole_shares(most, narrow.itemsize), dtype=narrow)
         return cls(scores, None if wide == narrow else q_THD.new_empty(most, dtype=wide), limit)
 
-    def powers(self, scores_EIJ: Tensor) -> Tensor:
-        """Replace the scores, which lie at the beginning of this room, by 2 to the power of them."""
+    def weigh(self, scores_EIJ: Tensor, sums_EI1: Tensor) -> None:
+        """Replace scores, which lie at the beginning of this room, by 2 to the power of them; and sum those up."""
         size = _whole_shares(scores_EIJ.numel(), scores_EIJ.itemsize)
         self.scores.as_strided((size,), (1,)).exp2_()
-        return scores_EIJ
-
-    def sum_up(self, powers_EIJ: Tensor, sums_EI1: Tensor) -> None:
         if self.wide is not None:
-            powers_EIJ = contiguous(self.wide, *powers_EIJ.shape).copy_(powers_EIJ)
-        torch.sum(powers_EIJ, -1, keepdim=True, out=sums_EI1)
+            scores_EIJ = contiguous(self.wide, *scores_EIJ.shape).copy_(scores_EIJ)
+        torch.sum(scores_EIJ, -1, keepdim=True, out=sums_EI1)
+
+    def can_keep(self, sums: Tensor) -> bool:
+        """Whether no power overflowed, and those that underflowed are too small to count."""
+        if not sums.numel():
+            return True
+        least, largest = torch.aminmax(sums)
+        return least.item() >= 1 / self.limit and largest.item() <= self.limit
 
 
-def weigh(q_EID: Tensor, k_EJD: Tensor, block: Block, view: View, room: Room, sums_EI1: Tensor) -> Weights:
-    """Return the weights of a block; the sums lie where told, and the powers in the room until the next ones do."""
-    powers = room.powers(_scores(q_EID, k_EJD, block, view, room))
-    room.sum_up(powers, sums_EI1)
-    least, largest = torch.aminmax(sums_EI1)
-    if least.item() >= 1 / room.limit and largest.item() <= room.limit:
-        return Weights(powers, sums_EI1, None)
+def weigh(q_EID: Tensor, k_EJD: Tensor, block: Block, view: View, room: Room, sums_EI1: Tensor) -> Tensor:
+    """Return powers [E, I, J], which lie in the room until the next ones do, and put their sums where told.
+
+    `powers / sums` is the softmax, if the room `can_keep` the sums.
+    """
     scores = _scores(q_EID, k_EJD, block, view, room)
-    shift = _shift(scores, sums_EI1, block, room.limit)
-    powers = room.powers(scores.sub_(shift))
-    room.sum_up(powers, sums_EI1)
-    return Weights(powers, sums_EI1, shift)
+    room.weigh(scores, sums_EI1)
+    return scores
 
 
-def _shift(scores_EIJ: Tensor, sums_EI1: Tensor, block: Block, limit: float) -> Tensor:
-    """The largest scores [E, I, 1] of the rows that need a shift, else 0: a row's bits are its own matter."""
+def weigh_shifted(
+    q_EID: Tensor, k_EJD: Tensor, block: Block, view: View, room: Room, sums_EI1: Tensor, shifts_EI1: Tensor
+) -> Tensor:
+    """Weigh again what `weigh` gave sums that the room cannot all keep, with powers of the scores less a shift.
+
+    A row whose own sums can be kept has shift 0 and the bits that it had: the rows beside it are none of its business.
+    """
     sums_HGI1 = sums_EI1.view(block.num_heads, block.run.num_rows, -1, 1)
-    can_stay_G = ((sums_HGI1 >= 1 / limit) & (sums_HGI1 <= limit)).all(0).flatten(1).all(1)
-    return scores_EIJ.amax(-1, keepdim=True).masked_fill_(can_stay_G.repeat(block.num_heads)[:, None, None], 0)
+    can_keep_G = ((sums_HGI1 >= 1 / room.limit) & (sums_HGI1 <= room.limit)).all(0).flatten(1).all(1)
+    can_keep_E11 = can_keep_G.repeat(block.num_heads)[:, None, None]
+    scores = _scores(q_EID, k_EJD, block, view, room)
+    shifts_EI1.copy_(scores.amax(-1, keepdim=True).masked_fill_(can_keep_E11, 0))
+    room.weigh(scores.sub_(shifts_EI1.to(scores.dtype)), sums_EI1)
+    return scores
 
 
 def _scores(q_EID: Tensor, k_EJD: Tensor, block: Block, view: View, room: Room) -> Tensor:
     """Write the masked scores [E, I, J], in units that exp2 takes, into the room, and return them."""
-    scores = contiguous(room.scores, q_EID.shape[0], q_EID.shape[1], k_EJD.shape[1])
+    scores = contiguous(room.scores, k_EJD.shape[0], block.num_queries, block.run.keys)
     torch.baddbmm(scores, q_EID, k_EJD.mT, beta=0, alpha=view.scale * math.log2(math.e), out=scores)
     if view.mode != Mode.FULL or view.window:
         scores[:, :, block.run.prefix :].masked_fill_(_hidden_own(block, view, scores.device), -math.inf)

@@ -68,9 +68,9 @@ def _assert_right(case: Case) -> None:
     assert all(distance(found, exact) <= GRADIENT_TOLERANCE[dtype] for found, exact in pairs)
 
 
-def _runs(case: Case) -> tuple[cpu_runs.Run, ...]:
+def _runs(case: Case) -> cpu_runs.Runs:
     operands = Operands(*case.packed, *case.prefix, *case.plan.indices)
-    return cpu_runs.joined_runs(cpu_runs.layout_of(operands, cpu_runs.read_slots(operands), item_bytes=8))
+    return cpu_runs.joined_runs(cpu_runs.read_slots(operands, item_bytes=8)[1])
 
 
 @pytest.mark.usefixtures("_low_limit")
@@ -89,7 +89,7 @@ def test_rows_cut_between_heads_and_queries_equal_the_definition(dtype: torch.dt
 
 @pytest.mark.usefixtures("_small_blocks")
 def test_small_blocks_cut_rows_both_ways() -> None:
-    blocks = [list(run.blocks()) for run in _runs(make_case(*every_edge()))]
+    blocks = [run.blocks for run in _runs(make_case(*every_edge())).each]
     assert any(block.num_heads < 3 for run in blocks for block in run)
     assert any(block.query for run in blocks for block in run)
     assert all(len(run) == 1 for run in blocks if run[0].run.num_rows > 1)

@@ -135,5 +135,5 @@ def test_rows_of_many_slots_share_one_product_and_keep_their_bits(dtype: torch.d
 def test_buckets_that_differ_in_the_slot_alone_are_joined() -> None:
     case = make_case([24] * 6 + [7], [1, 1, 2, 3, 4, 5, 1], [0, 20, 20, 20, 20, 33])
     operands = Operands(*case.packed, *case.prefix, *case.plan.indices)
-    runs = cpu_runs.joined_runs(cpu_runs.layout_of(operands, cpu_runs.read_slots(operands), item_bytes=4))
-    assert [(run.num_rows, run.length, run.prefix) for run in runs] == [(5, 24, 20), (1, 24, 33), (1, 7, 20)]
+    runs = cpu_runs.joined_runs(cpu_runs.read_slots(operands, item_bytes=4)[1])
+    assert [(run.num_rows, run.length, run.prefix) for run in runs.each] == [(5, 24, 20), (1, 24, 33), (1, 7, 20)]
