@@ -103,7 +103,7 @@ def check_numbers(setting: Setting) -> Outcome:
     command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", *DEVICE_TESTS)
     command += ["-k", setting.tests] if setting.tests else []
     if importlib.util.find_spec("xdist") and not setting.rehearsed:
-        command += ["-n", str(max(1, min(8, setting.cores // 2)))]
+        command += ["-n", str(max(1, min(12, setting.cores - 2)))]
     environment = environment_of(interpreted=setting.rehearsed, REHEARSE="1" if setting.rehearsed else "")
     return check_of("tests on the device", run_program(command, setting.left(300), environment))
 

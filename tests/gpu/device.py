@@ -26,6 +26,8 @@ REHEARSAL = "REHEARSE"
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
+HEADS = 16 if ON_GPU else 2
+"""On a GPU as many as the declared configurations are for: what the compile gate built is then in Triton's cache."""
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LIMIT = {dtype: limit(torch.empty(0, dtype=dtype, device=DEVICE)) for dtype in DTYPES}
 GRADIENT_LIMIT = {dtype: limit(torch.empty(0, dtype=dtype, device=DEVICE), GRADIENT_TOLERANCE) for dtype in DTYPES}
@@ -49,7 +51,7 @@ def make_case(
     slots: Sequence[int],
     prefix_lengths: Sequence[int] = PREFIX_LENGTHS,
     *,
-    heads: int = 2,
+    heads: int = HEADS,
     dim: int = 64,
     dtype: torch.dtype = torch.float32,
     mode: Mode = Mode.FULL,

@@ -13,7 +13,7 @@ from prefixbank.kernels.attention import Route
 from prefixbank.kernels.plan import BatchPlan, Capacity, LayerPrefix, Mode, Tiling
 from prefixbank.kernels.quantise import TOP, can_read, quantise
 from prefixbank.kernels.reference import reference_attention
-from tests.gpu.device import DEVICE, DTYPES, LIMIT, ON_GPU, make_case, on_gpu, poisoned, run
+from tests.gpu.device import DEVICE, DTYPES, HEADS, LIMIT, ON_GPU, make_case, on_gpu, poisoned, run
 from tests.kernel_cases import PREFIX_LENGTHS, VIEWS, Case, distance, every_edge, int32
 
 HEAD_DIMS = on_gpu([8, 16, 32, 40, 48, 64, 80, 96, 128], rehearsed=[40])
@@ -30,9 +30,17 @@ def edges() -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("dtype", SOME_DTYPES)
 @pytest.mark.parametrize(("mode", "window"), SOME_VIEWS)
-@pytest.mark.parametrize("block_m", BLOCKS)
+@pytest.mark.parametrize("block_m", on_gpu([16, 128], rehearsed=[16]))
 def test_every_pair_of_edge_lengths(dtype: torch.dtype, mode: Mode, window: int, block_m: int) -> None:
     case = make_case(*edges(), dtype=dtype, mode=mode, window=window, tiling=Tiling(block_m))
+    assert distance(run(case), case.exact()) <= LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", SOME_DTYPES)
+@pytest.mark.parametrize("block_m", BLOCKS)
+@pytest.mark.parametrize("heads", [1, 3, 12])
+def test_every_tile_and_odd_numbers_of_heads(dtype: torch.dtype, block_m: int, heads: int) -> None:
+    case = make_case([70, 0, 129, 16], [5, 1, 4, 3], heads=heads, dtype=dtype, tiling=Tiling(block_m))
     assert distance(run(case), case.exact()) <= LIMIT[dtype]
 
 
@@ -91,13 +99,13 @@ def test_garbage_beyond_the_number_of_tiles_means_nothing() -> None:
 @pytest.mark.parametrize("tail", [0, 3])
 def test_a_batch_without_tokens(lengths: list[int], tail: int) -> None:
     out = run(make_case(lengths, [1] * len(lengths), tail=tail))
-    assert out.shape == (tail, 2, 64)
+    assert out.shape == (tail, HEADS, 64)
     assert not out.any()
 
 
 def test_no_row_has_a_prompt_and_there_is_no_pool() -> None:
     case = make_case([3, 50], [0, 1], [0, 0])
-    pool = case.prefix.pool_k_HND.new_zeros(2, 0, 64)
+    pool = case.prefix.pool_k_HND.new_zeros(HEADS, 0, 64)
     nothing = int32([0, 0]).to(DEVICE)
     case = replace(case, prefix=LayerPrefix(pool, pool, nothing, nothing))
     assert distance(run(case), case.exact()) <= LIMIT[torch.float32]
@@ -108,13 +116,13 @@ def test_no_row_has_a_prompt_and_there_is_no_pool() -> None:
 def test_one_key_outweighs_all_others(dtype: torch.dtype, key: int) -> None:
     """Scores of +10,000 for one key, prefix or own, and -10,000 for the rest."""
     case = make_case([8], [1], [0, 16], dim=16, dtype=dtype)
-    keys = torch.full((24, 2, 16), -200.0, device=DEVICE)
+    keys = torch.full((24, HEADS, 16), -200.0, device=DEVICE)
     keys[key] = 200.0
     case.prefix.pool_k_HND[:, 16:32] = keys[:16].transpose(0, 1).to(dtype)
-    q = torch.full((8, 2, 16), 12.5, device=DEVICE, dtype=dtype)
+    q = torch.full((8, HEADS, 16), 12.5, device=DEVICE, dtype=dtype)
     case = case.with_tensors([q, keys[16:].to(dtype), *case.differentiated[2:]])
     values = torch.cat([case.prefix.pool_v_HND[:, 16:32].transpose(0, 1), case.v_THD])
-    assert torch.equal(run(case), values[key].expand(8, 2, 16))
+    assert torch.equal(run(case), values[key].expand(8, HEADS, 16))
 
 
 @pytest.mark.parametrize("dtype", on_gpu([torch.float16, torch.bfloat16, torch.float32], rehearsed=[torch.bfloat16]))
@@ -176,8 +184,8 @@ def test_rows_of_the_projection_lie_further_than_31_bits_reach() -> None:
 
 @pytest.mark.skipif(not ON_GPU, reason="takes gigabytes")
 def test_slots_of_the_pool_lie_further_than_31_bits_reach() -> None:
-    case = make_case([17, 40], [5, 1], dtype=torch.float16)
-    tokens = 2**31 // (2 * 64) * 2
+    case = make_case([17, 40], [5, 1], heads=2, dtype=torch.float16)
+    tokens = 2**31 // 64
     pools = [torch.empty(2, tokens, 64, dtype=torch.float16, device=DEVICE) for _ in range(2)]
     start, length = (table.clone() for table in case.prefix[2:4])
     begin, count, far = int(start[5]), int(length[5]), tokens - int(length[5])
