@@ -1,0 +1,1 @@
+"""Prompts of other tools, read into TaskPrompts and written from them."""

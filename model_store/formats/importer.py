@@ -1,0 +1,168 @@
+"""From a folder of another tool to a TaskPrompt: read it, hold it against the backbone, fill in what it does not say.
+
+It refuses to know stores and the layouts of the formats.
+
+Shape letters: P prefix tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefixbank.model_store import artifact
+from prefixbank.model_store.errors import BackboneMismatch, NotRepresentable, SourceInvalid
+from prefixbank.model_store.formats import adapters, peft, ptuning_v2
+from prefixbank.model_store.formats.detect import detect
+from prefixbank.model_store.formats.foreign import Dense, ForeignPrompt, Format, ModelPooler, TrainedPooler
+from prefixbank.model_store.formats.frozen import check_same_encoder, is_backbones_pooler
+from prefixbank.model_store.formats.labels import labels_for
+from prefixbank.model_store.formats.sidecar import Sidecar, read_sidecar
+from prefixbank.model_store.task_prompt import (
+    Head,
+    HeadSpec,
+    Pooler,
+    Preprocessing,
+    Provenance,
+    TaskFamily,
+    TaskPrompt,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from prefixbank.model_store.backbones.backbone import Backbone
+    from prefixbank.model_store.formats.foreign import ForeignHead
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the user says about a source; None leaves it to the source."""
+
+    labels: tuple[str, ...] | None = None
+    """By class. Where the source has none either: LABEL_0 and so on."""
+    family: TaskFamily | None = None
+    """For a P-tuning-v2 checkpoint without a config."""
+    max_tokens: int | None = None
+    """Longest row; without, as long as the backbone has positions for."""
+    pair: bool | None = None
+    add_prefix_space: bool | None = None
+    """Without: for token classification, as P-tuning-v2 does."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Imported:
+    """A prompt, and what it stands on."""
+
+    prompt: TaskPrompt
+    method: str
+    backbone_evidence: str
+    """How it is known that the backbone is the one that the prompt was made for."""
+
+
+def import_prompt(
+    folder: Path, backbone: Backbone, choices: Choices | None = None, source_format: Format | None = None
+) -> Imported:
+    """The prompt in `folder`, checked as an artifact is.
+
+    Args:
+        backbone: loaded in fp32, to be compared with the encoder that the source may carry.
+        source_format: instead of the one that the folder looks like.
+
+    Raises:
+        FormatError: the source is of no known format, malformed, or has no equal here.
+        BackboneMismatch: it was made for another backbone.
+        ArtifactError: its numbers are no artifact's: NaN, infinity, beyond fp16.
+    """
+    choices = choices or Choices()
+    foreign = _read(folder, backbone, choices, source_format or detect(folder))
+    sidecar = read_sidecar(folder, backbone.ref)
+    evidence = _check_backbone(foreign, sidecar, backbone)
+    prompt = _task_prompt(foreign, sidecar, backbone, choices)
+    return Imported(artifact.seal(prompt).unseal(), foreign.method, evidence)
+
+
+def _read(folder: Path, backbone: Backbone, choices: Choices, source_format: Format) -> ForeignPrompt:
+    match source_format:
+        case Format.PEFT:
+            return peft.read(folder, backbone.ref)
+        case Format.ADAPTERS:
+            return adapters.read(folder, backbone.ref)
+        case Format.PTUNING_V2:
+            return ptuning_v2.read(folder, backbone.ref, choices.family)
+        case Format.GLM:
+            raise NotRepresentable(f"{folder} is of GLM; this version serves no GLM backbone and no verbalizer head")
+
+
+def _check_backbone(foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Backbone) -> str:
+    """Compare what can be compared, and say what that was."""
+    if foreign.frozen:
+        check_same_encoder(foreign.frozen, backbone)
+        return f"the source's {len(foreign.frozen)} encoder tensors are those of {backbone.ref.name!r}"
+    if sidecar is not None:
+        return f"the source names the fingerprint of {backbone.ref.name!r}"
+    named = f", which the source calls {foreign.made_for[:200]!r}" if foreign.made_for else ""
+    return f"the source does not hold its backbone{named}: that it is {backbone.ref.name!r} is taken on trust"
+
+
+def _task_prompt(foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Backbone, choices: Choices) -> TaskPrompt:
+    head = foreign.head
+    if sidecar is not None and sidecar.family is not head.family:
+        raise SourceInvalid(f"the sidecar says {sidecar.family}; the source's own files say {head.family}")
+    named = sidecar.labels if sidecar else foreign.labels
+    return TaskPrompt(
+        family=head.family,
+        labels=labels_for(head.family, len(head.classifier.bias), choices.labels, named),
+        layers=foreign.layers,
+        kv_N2HPD=foreign.kv_N2HPD,
+        position_offset=foreign.position_offset,
+        head=_head(head, backbone),
+        preprocessing=_preprocessing(foreign, sidecar, backbone, choices),
+        backbone=backbone.ref,
+        metrics=sidecar.metrics if sidecar else {},
+        provenance=sidecar.provenance if sidecar else _provenance(foreign),
+    )
+
+
+def _head(head: ForeignHead, backbone: Backbone) -> Head:
+    """The head, its pooler the backbone's where the numbers are the same, its own where they are not."""
+    match head.pooler:
+        case None:
+            spec, pooler = HeadSpec(pooler=Pooler.NONE), None
+        case TrainedPooler(dense=pooler, activation=activation):
+            spec = HeadSpec(pooler=Pooler.OWN, activation=activation)
+        case ModelPooler(carried=Dense() as pooler) if not is_backbones_pooler(pooler, backbone):
+            spec = HeadSpec(pooler=Pooler.OWN, activation="tanh")
+        case _:
+            if not backbone.has_pooler:
+                raise SourceInvalid(f"the head reads a pooler that neither the source nor {backbone.ref.name!r} has")
+            spec, pooler = HeadSpec(pooler=Pooler.BACKBONE), None
+    own = (pooler.weight.float(), pooler.bias.float()) if pooler else ()
+    return Head(spec, head.classifier.weight.float(), head.classifier.bias.float(), *own)
+
+
+def _preprocessing(
+    foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Backbone, choices: Choices
+) -> Preprocessing:
+    """How inputs become tokens: by the user's choices, else the sidecar's, else by what the positions leave."""
+    longest = backbone.max_tokens(foreign.position_offset)
+    if longest < (choices.max_tokens or 1):
+        raise BackboneMismatch(
+            f"{foreign.position_offset} of {backbone.max_positions} positions go to the prefix; "
+            f"{longest} are left, and {choices.max_tokens or 1} are wanted"
+        )
+    is_words = foreign.head.family is TaskFamily.TOKEN_CLASSIFICATION
+    prep = sidecar.preprocessing if sidecar else Preprocessing(max_tokens=longest, add_prefix_space=is_words)
+    chosen: dict[str, Any] = {"max_tokens": choices.max_tokens, "add_prefix_space": choices.add_prefix_space}
+    if choices.pair is not None:
+        chosen |= {"pair": choices.pair, "text_fields": ("text", "text_pair") if choices.pair else ("text",)}
+    return prep.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+
+
+def _provenance(foreign: ForeignPrompt) -> Provenance:
+    """Nothing in it changes from one import to the next: the same source is the same revision."""
+    made_for = {"made_for": foreign.made_for[:1000]} if foreign.made_for else {}
+    return Provenance(
+        source=foreign.format.value, software=dict(foreign.software), recipe={**foreign.facts, **made_for}
+    )
