@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from prefixbank import __version__
+from prefixbank.cli_formats import export, import_
 from prefixbank.cli_serve import predict, serve
 from prefixbank.cli_store import store
 from prefixbank.cli_train import train
@@ -29,6 +30,8 @@ app.command()(train)
 app.add_typer(store, name="store")
 app.command()(serve)
 app.command()(predict)
+app.command("import")(import_)
+app.command()(export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,8 @@
     golden/bin/python tests/golden/make_adapters.py
 
 `adapters` wants transformers 4, which this project does not run on: so its answers lie here as files. Logits are
-computed in fp64 from the saved fp32 numbers. Every weight is random and large, so that a wrong prefix shows in the first digits.
+computed in fp64 from the saved fp32 numbers. Every weight is random and large, so that a wrong prefix shows in the
+first digits.
 """
 
 from __future__ import annotations
