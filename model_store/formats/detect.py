@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prefixbank.model_store.errors import NotRepresentable, UnknownFormat
 from prefixbank.model_store.formats import adapters, peft, ptuning_v2
 from prefixbank.model_store.formats.foreign import Format
-from prefixbank.model_store.formats.source_files import find_tensors, read_json, read_tensors
+from prefixbank.model_store.formats.source_files import find_tensors, read_json, read_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def _by_adapter_config(folder: Path) -> Format:
 
 
 def _by_keys(folder: Path) -> Format:
-    names = list(read_tensors(folder, ptuning_v2.WEIGHTS))
+    names = read_names(folder, ptuning_v2.WEIGHTS)
     if any(name.startswith(CHATGLM) for name in names):
         raise NotRepresentable(f"{folder} is of ChatGLM, a decoder; only encoders are served")
     if any(name.endswith(GLM) for name in names):

@@ -12,7 +12,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from prefixbank.model_store import strict_json
@@ -72,16 +72,35 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
     return tensors
 
 
+def read_names(folder: Path, names: Sequence[str]) -> list[str]:
+    """The names of those tensors, without their numbers; raises as `read_tensors` does."""
+    place = find_tensors(folder, names)
+    if place is None or place.suffix == ".bin":
+        return list(read_tensors(folder, names))
+    if place.name.endswith(INDEX_SUFFIX):
+        return list(_weight_map(place))
+    _check_plain(place)
+    try:
+        with safe_open(place, framework="pt") as stored:
+            return list(stored.keys())
+    except SafetensorError as error:
+        raise SourceUnreadable(f"{place} is not a whole safetensors file: {error}") from error
+
+
 def _shards(index: Path) -> list[Path]:
     """The files that an index names, which lie beside it."""
+    return [index.parent / name for name in sorted(set(_weight_map(index).values()))]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor to file, every file one beside the index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceInvalid(f"{index} has no weight_map")
-    names = set(weight_map.values())
-    for name in names:
+    for name in weight_map.values():
         if not isinstance(name, str) or "/" in name or "\\" in name or name.startswith("."):
             raise SourceInvalid(f"{index} names {str(name)[:80]!r}, which is no file beside it")
-    return [index.parent / name for name in sorted(names)]
+    return weight_map
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
