@@ -9,12 +9,14 @@ import os
 import pickle
 import tarfile
 import zipfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from prefixbank.model_store import errors
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import FormatError, NotFinite, SourceInvalid, SourceUnreadable, UnknownFormat
 from prefixbank.model_store.formats.detect import detect
@@ -22,9 +24,6 @@ from prefixbank.model_store.formats.importer import import_prompt
 from prefixbank.model_store.formats.source_files import MAX_JSON_BYTES, read_json, read_tensors
 from tests.format_cases import TEXT, Published
 from tests.tiny import tiny_backbone_folder
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NAME = "pytorch_model.bin"
 HONEST = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.bias": torch.ones(3, dtype=torch.float16)}
@@ -212,3 +211,9 @@ def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
         saved(tmp_path / f"checkpoint-{step}" / NAME)
     with pytest.raises(UnknownFormat, match="name one of checkpoint-1000, checkpoint-500"):
         detect(tmp_path)
+
+
+def test_the_page_names_every_error() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FormatError)]
+    assert all(f"`{kind.__name__}`" in page for kind in kinds if kind is not FormatError)
