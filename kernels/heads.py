@@ -110,7 +110,7 @@ def _forward(
 ) -> Tensor:
     if Route(route) is Route.TRITON:
         indices = HeadIndices(single_K, bunch_B4, tile_Y4, group_G6, total_3, row_R4)
-        with torch.cuda.device_of(x_NM):  # Triton launches on the current device; nothing happens on a CPU
+        with torch.cuda.device_of(x_NM):  # type: ignore[no-untyped-call]  # Triton launches on the current device
             logits: Tensor = _triton().forward(x_NM, weight_QM, bias_Q, indices, num_classes)
         return logits
     logits_NC = weight_QM.new_full((x_NM.shape[0], num_classes), -math.inf)
@@ -143,7 +143,7 @@ def _backward(
     d_x, d_weight, d_bias = (weight_QM.new_zeros(shape) for shape in _gradients(x_NM, weight_QM, needs_x, needs_head))
     if Route(route) is Route.TRITON:
         indices = HeadIndices(single_K, bunch_B4, tile_Y4, group_G6, total_3, row_R4)
-        with torch.cuda.device_of(x_NM):
+        with torch.cuda.device_of(x_NM):  # type: ignore[no-untyped-call]
             if needs_x:
                 _triton_gradient().write_d_x(d_x, d_logits_NC, weight_QM, indices)
             if needs_head:
