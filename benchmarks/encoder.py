@@ -11,7 +11,6 @@ Shape letters: T packed tokens, R rows, L layers, H heads, P prefix tokens, D he
 
 from __future__ import annotations
 
-import json
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path  # noqa: TC003 - typer reads annotations
@@ -22,6 +21,7 @@ import typer
 from transformers import AutoConfig, AutoModel, DynamicCache
 
 from benchmarks.environment import commit, device_name
+from benchmarks.keeping import keep
 from benchmarks.kernel import NO_DEVICE, rehearse
 from benchmarks.kernel_clock import measure
 from prefixbank.kernels.attention import Route, prefix_attention
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ROBERTA_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 VOCABULARY, FIRST_POSITION = 1000, 2
-OURS, COMPILED, PADDED = "packed, ours", "packed, ours, compiled", "padded, transformers' SDPA"
+OURS, COMPILED, PADDED = "packed, ours", "packed, ours, pointwise compiled", "padded, transformers' SDPA"
 FAR = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """Largest relative distance between two routes' hidden states: they round at different places."""
 GOAL_TOKENS_PER_S, GOAL_LATENCY_MS = 750e3, 1.0
@@ -173,7 +173,7 @@ def make_bench(models: tuple[nn.Module, nn.Module], load: Load, dtype: torch.dty
     return Bench(*models, ids_RT, prompts, load)
 
 
-def packed_route(bench: Bench, model: Callable[..., Any]) -> Callable[[], Tensor]:
+def packed_route(bench: Bench) -> Callable[[], Tensor]:
     """What a serving step runs once its rows are packed and its prompts are in the pool."""
     load, device = bench.load, bench.ids_RT.device
     prefixes = bench.prefixes()
@@ -184,7 +184,7 @@ def packed_route(bench: Bench, model: Callable[..., Any]) -> Callable[[], Tensor
 
     def run() -> Tensor:
         call = TritonCall(plan, prefixes)
-        output = model(input_ids=ids, position_ids=positions, token_type_ids=types, seam_call=call)
+        output = bench.packed(input_ids=ids, position_ids=positions, token_type_ids=types, seam_call=call)
         call.check_complete()
         hidden_TM: Tensor = output.last_hidden_state[0]
         return hidden_TM
@@ -207,21 +207,23 @@ def padded_route(bench: Bench) -> Callable[[], Tensor]:
     return run
 
 
-def measure_load(bench: Bench, report: Report) -> None:
-    """Compare every route with the padded one, then time it; add what came of it."""
-    device, dtype = bench.ids_RT.device, bench.prompts_L2RHPD.dtype
-    wanted = padded_route(bench)()
+def compile_pointwise(model: nn.Module, device: torch.device) -> None:
+    """Let Inductor fuse what stands around a layer's products: bias and GELU, residual and norm. Layers share it."""
     backend = "inductor" if device.type == "cuda" else "eager"
-    routes = {
-        OURS: lambda: packed_route(bench, bench.packed),
-        COMPILED: lambda: packed_route(bench, torch.compile(bench.packed, backend=backend, dynamic=False)),
-        PADDED: lambda: padded_route(bench),
-    }
-    for name, prepare in routes.items():
-        try:
-            report.measured.append(_measure_route(name, prepare(), wanted, bench.load, FAR[dtype], device))
-        except Exception:  # kept, and held against the run
-            report.failed[f"{bench.load.name}: {name}"] = traceback.format_exc()
+    layers: Any = model.get_submodule("encoder.layer")
+    for layer in layers:
+        for module in (layer.attention.output, layer.intermediate, layer.output):
+            module.compile(backend=backend, dynamic=False)
+
+
+def measure_route(name: str, prepare: Callable[[Bench], Callable[[], Tensor]], bench: Bench, report: Report) -> None:
+    """Compare a route with the padded one, then time it; add what came of it."""
+    device, dtype = bench.ids_RT.device, bench.prompts_L2RHPD.dtype
+    try:
+        wanted = padded_route(bench)()
+        report.measured.append(_measure_route(name, prepare(bench), wanted, bench.load, FAR[dtype], device))
+    except Exception:  # kept, and held against the run
+        report.failed[f"{bench.load.name}: {name}"] = traceback.format_exc()
 
 
 def _measure_route(
@@ -236,13 +238,26 @@ def _measure_route(
     return Measured(load.name, name, graph_ms, timed.eager_us / 1e3, rate, found, timed.uncaptured)
 
 
-def run(device: torch.device, loads: Sequence[Load], sizes: dict[str, int], dtype: torch.dtype) -> Report:
-    """Measure every load."""
+def run(
+    device: torch.device,
+    loads: Sequence[Load],
+    sizes: dict[str, int],
+    dtype: torch.dtype,
+    file: Path | None = None,
+) -> Report:
+    """Measure every load, first without compiling; a file is written after each step."""
     report = Report(device_name(device), commit(), device.type != "cuda")
     with torch.inference_mode():
         models = make_models(sizes, dtype, device)
-        for load in loads:
-            measure_load(make_bench(models, load, dtype, device), report)
+        benches = [make_bench(models, load, dtype, device) for load in loads]
+        for bench in benches:
+            measure_route(OURS, packed_route, bench, report)
+            measure_route(PADDED, padded_route, bench, report)
+            keep(report, file)
+        compile_pointwise(models[0], device)
+        for bench in benches:
+            measure_route(COMPILED, packed_route, bench, report)
+            keep(report, file)
     return report
 
 
@@ -270,15 +285,13 @@ def main(
     """Measure a whole encoder."""
     if rehearsed:
         rehearse()
-        report = run(torch.device("cpu"), REHEARSED, SMALL, torch.float32)
+        report = run(torch.device("cpu"), REHEARSED, SMALL, torch.float32, json_file)
     elif torch.cuda.is_available():
-        report = run(torch.device("cuda"), (THROUGHPUT, LATENCY), ROBERTA_LARGE, torch.bfloat16)
+        report = run(torch.device("cuda"), (THROUGHPUT, LATENCY), ROBERTA_LARGE, torch.bfloat16, json_file)
     else:
         typer.echo("no CUDA device is here: nothing was measured; --rehearse runs the same code on a CPU")
         raise SystemExit(NO_DEVICE)
     show(report)
-    if json_file:
-        json_file.write_text(json.dumps(report.as_json(), indent=1))
     raise SystemExit(bool(report.failed))
 
 

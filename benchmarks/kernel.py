@@ -10,7 +10,6 @@ prints no speeds. Ends with 1 when a route failed that should not have, with 3 w
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ import torch
 import typer
 
 from benchmarks.environment import commit, device_name
+from benchmarks.keeping import keep
 from benchmarks.kernel_clock import Ceilings, measure_ceilings
 from benchmarks.kernel_workloads import grid, rehearsal
 
@@ -79,21 +79,23 @@ class Report:
         return [*kernel_goals(self.findings), plan]
 
 
-def run(shapes: Iterable[Shape], device: torch.device, budget_s: float) -> Report:
-    """Measure shapes until the time is up; those left over are named."""
+def run(shapes: Iterable[Shape], device: torch.device, budget_s: float, file: Path | None = None) -> Report:
+    """Measure shapes until the time is up; those left over are named. a file is written after each."""
     from benchmarks.kernel_routes import Findings, measure_shape  # imports Triton
 
     ends = time.monotonic() + budget_s
     ceilings = measure_ceilings(device)
     plan_us = measure_plan(device)
     findings = Findings()
+    report = Report(device_name(device), commit(), device.type != "cuda", ceilings, plan_us, findings)
     for shape in shapes:
         if time.monotonic() > ends:
             findings.not_run.append(shape.name)
             continue
         with torch.inference_mode():
             measure_shape(shape, device, ceilings, findings)
-    return Report(device_name(device), commit(), device.type != "cuda", ceilings, plan_us, findings)
+        keep(report, file)
+    return report
 
 
 def measure_plan(device: torch.device) -> float:
@@ -179,10 +181,8 @@ def main(
         typer.echo("no CUDA device is here: nothing was measured; --rehearse runs the same code on a CPU")
         raise SystemExit(NO_DEVICE)
     shapes = rehearsal() if rehearsed else grid(quick=quick)
-    report = run(shapes, torch.device("cpu" if rehearsed else "cuda"), budget)
+    report = run(shapes, torch.device("cpu" if rehearsed else "cuda"), budget, json_file)
     show(report)
-    if json_file:
-        json_file.write_text(json.dumps(report.as_json(), indent=1))
     raise SystemExit(report.is_red)
 
 

@@ -9,7 +9,6 @@ without a GPU. It refuses to know peers, but for the plain torch of heads and of
 from __future__ import annotations
 
 import importlib
-import json
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path  # noqa: TC003 - typer reads annotations
@@ -19,6 +18,7 @@ import torch
 import typer
 
 from benchmarks.environment import commit, device_name
+from benchmarks.keeping import keep
 from benchmarks.kernel import NO_DEVICE, rehearse
 from benchmarks.kernel_clock import measure
 
@@ -114,8 +114,8 @@ def parts_of(family: str, device: torch.device) -> Iterator[Part | Missing]:
     return found
 
 
-def run(device: torch.device, families: Iterable[str] = tuple(FAMILIES)) -> Report:
-    """Measure every part of some families."""
+def run(device: torch.device, families: Iterable[str] = tuple(FAMILIES), file: Path | None = None) -> Report:
+    """Measure every part of some families; a file is written after each."""
     report = Report(device_name(device), commit(), device.type != "cuda")
     for family in families:
         try:
@@ -126,6 +126,7 @@ def run(device: torch.device, families: Iterable[str] = tuple(FAMILIES)) -> Repo
                     _measure(part, device, report)
         except Exception:  # kept, and held against the run
             report.failed[family] = traceback.format_exc()
+        keep(report, file)
     return report
 
 
@@ -171,10 +172,8 @@ def main(
     elif not torch.cuda.is_available():
         typer.echo("no CUDA device is here: nothing was measured; --rehearse runs the same code on a CPU")
         raise SystemExit(NO_DEVICE)
-    report = run(torch.device("cpu" if rehearsed else "cuda"))
+    report = run(torch.device("cpu" if rehearsed else "cuda"), file=json_file)
     show(report)
-    if json_file:
-        json_file.write_text(json.dumps(report.as_json(), indent=1))
     raise SystemExit(bool(report.failed))
 
 
