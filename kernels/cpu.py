@@ -54,7 +54,7 @@ def forward(operands: Operands, view: View, *, with_lse: bool) -> tuple[Tensor, 
     sums = q_THD.new_empty(heads * runs.all_tokens, dtype=softmax_dtype(q_THD))
     views = (runs.split(x) for x in (q_THD, k_THD, v_THD, out_THD))
     batch = list(map(Rows, runs.each, *views, runs.split_flat(sums, heads)))
-    room = Room.over(q_THD, runs, LIMIT)
+    room = Room.over(q_THD, runs, dtype, LIMIT)
     memory = q_THD.new_empty(runs.most_tokens * dim, dtype=dtype)
     attention = Attention(view, Scratch.over(operands, slots, runs), room, memory)
     for rows in batch:

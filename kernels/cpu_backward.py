@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 LIMIT = 2.0**64
 """Of sums that need no shift of the scores. Gradients of outputs, divided by a sum, keep their bits down to 2^-62."""
 
+FEW_SCORES = 24_000
+"""Runs of fewer scores than this, on average, are multiplied in fp32: a bf16 product costs more to call than to do."""
+
 
 def backward(
     d_out_THD: Tensor, d_lse_TH: Tensor, out_THD: Tensor, operands: Operands, view: View, needs: Needs
@@ -40,9 +43,10 @@ def backward(
     slots, layout = read_slots(operands, compute_dtype(q_THD).itemsize)
     # Not joined: a prefix's gradient is summed over the rows of its slot.
     runs = runs_of_slots(layout)
+    dtype = softmax_dtype(q_THD) if runs.mean_scores < FEW_SCORES else compute_dtype(q_THD)
     d_q, d_k, d_v = (_own_gradient(x, need, runs) for x, need in zip(operands[:3], needs[:3], strict=True))
     d_pool_k, d_pool_v = (_pool_gradient(x, need) for x, need in zip(operands[3:5], needs[3:], strict=True))
-    scratch, room = Scratch.over(operands, slots, runs), Room.over(q_THD, runs, LIMIT)
+    scratch, room = Scratch.over(operands, slots, runs, dtype), Room.over(q_THD, runs, dtype, LIMIT)
     into_keys, into_values = (
         Sums(needs_own, d_pool_HND, slots, torch.empty_like(side.flat))
         for needs_own, d_pool_HND, side in zip((needs.k, needs.v), (d_pool_k, d_pool_v), scratch.sides, strict=True)

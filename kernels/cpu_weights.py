@@ -59,12 +59,15 @@ class Scratch:
     """J and the loans of the run that was last filled in."""
 
     @classmethod
-    def over(cls, operands: Operands, slots: Mapping[int, Slot], runs: Runs) -> Scratch:
+    def over(
+        cls, operands: Operands, slots: Mapping[int, Slot], runs: Runs, dtype: torch.dtype | None = None
+    ) -> Scratch:
+        """Take memory in `dtype`, by default that of the products."""
         q_THD, _, _, *pools = operands.differentiable
         times = (None, None) if operands.slot_scale_S2H is None else operands.slot_scale_S2H.unbind(1)
         size, wide = runs.most_keys * q_THD.shape[2], softmax_dtype(q_THD)
         keys, values = (
-            Side(pool_HND, times_SH, q_THD.new_empty(size, dtype=compute_dtype(q_THD)), wide)
+            Side(pool_HND, times_SH, q_THD.new_empty(size, dtype=dtype or compute_dtype(q_THD)), wide)
             for pool_HND, times_SH in zip(pools, times, strict=True)
         )
         return cls(slots, (keys, values))
@@ -99,10 +102,10 @@ class Room(NamedTuple):
     """Of sums that need no shift of the scores."""
 
     @classmethod
-    def over(cls, q_THD: Tensor, runs: Runs, limit: float) -> Room:
-        most, narrow, wide = runs.most_scores, compute_dtype(q_THD), softmax_dtype(q_THD)
-        scores = q_THD.new_empty(_whole_shares(most, narrow.itemsize), dtype=narrow)
-        return cls(scores, None if wide == narrow else q_THD.new_empty(most, dtype=wide), limit)
+    def over(cls, q_THD: Tensor, runs: Runs, dtype: torch.dtype, limit: float) -> Room:
+        most, wide = runs.most_scores, softmax_dtype(q_THD)
+        scores = q_THD.new_empty(_whole_shares(most, dtype.itemsize), dtype=dtype)
+        return cls(scores, None if wide == dtype else q_THD.new_empty(most, dtype=wide), limit)
 
     def weigh(self, scores_EIJ: Tensor, sums_EI1: Tensor) -> None:
         """Replace scores, which lie at the beginning of this room, by 2 to the power of them; and sum those up."""

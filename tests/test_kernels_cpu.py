@@ -87,6 +87,14 @@ def test_rows_cut_between_heads_and_queries_equal_the_definition(dtype: torch.dt
     _assert_right(make_case(*every_edge(), dtype=dtype, mode=mode, window=window))
 
 
+@pytest.mark.parametrize(("mode", "window"), VIEWS)
+def test_gradients_of_many_scores_are_multiplied_in_bf16(
+    mode: Mode, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_backward, "FEW_SCORES", 0)
+    _assert_right(make_case(*every_edge(), dtype=torch.bfloat16, mode=mode, window=window))
+
+
 @pytest.mark.usefixtures("_small_blocks")
 def test_small_blocks_cut_rows_both_ways() -> None:
     blocks = [run.blocks for run in _runs(make_case(*every_edge())).each]
