@@ -66,6 +66,12 @@ def test_an_epoch_holds_every_row_once(lengths: list[int], batch_rows: int, epoc
     assert batches == epoch_order(lengths, batch_rows, 11, epoch)
 
 
+@given(LENGTHS, st.integers(1, 40))
+def test_equally_long_rows_of_a_batch_are_neighbours(lengths: list[int], batch_rows: int) -> None:
+    for batch in [*epoch_order(lengths, batch_rows, 11, 0), *evaluation_order(lengths)]:
+        assert [lengths[row] for row in batch] == sorted(lengths[row] for row in batch)
+
+
 def test_epochs_and_seeds_differ_in_order() -> None:
     orders = [epoch_order([5] * 64, 8, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
     assert orders[0] != orders[1] != orders[2] != orders[0]

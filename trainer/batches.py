@@ -1,7 +1,7 @@
 """Batches: which rows go together in which order, and their packed tensors.
 
 Order is a function of seed and epoch alone, so a resumed run needs to know only where it stopped. Rows of like
-length go together: equal lengths of one prompt are one matrix product on the CPU.
+length go together, shortest first: equally long neighbours that read one prompt are one matrix product on the CPU.
 It refuses to know what is computed from a batch.
 
 Shape letters: T packed tokens of all rows, R rows, K labelled tokens.
@@ -45,7 +45,7 @@ class RowBatch(NamedTuple):
 
 
 def epoch_order(lengths: Sequence[int], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
-    """Every row once, in batches of `batch_rows` rows of like length, in seeded order."""
+    """Every row once, in batches of `batch_rows` rows of like length, shortest first in each, in seeded order."""
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
     pool = batch_rows * POOL_BATCHES
