@@ -52,7 +52,7 @@ def prefix_gradient_launch(block_m: int, block_d: int, dtype: torch.dtype, pool_
 
     Of the three stages, one fetches where the next tile lies.
     """
-    block_n = min(block_m, 32)
+    block_n = min(block_m, 32 if block_d > 32 else 64)
     if dtype != torch.float32:
         return Launch(64, block_n, 8, 3) if block_d > 64 else Launch(32 if pool_tokens <= 32 else 64, block_n, 4, 3)
     if block_d == 64:
