@@ -173,8 +173,9 @@ class Step:
         if own.dq_ELD is None and not self.into_keys.is_needed:
             return
         ds_EIJ = contiguous(self.d_scores, *powers_EIJ.shape)
-        torch.baddbmm(ds_EIJ, do_EID, v_EJD.mT, beta=0, alpha=self.view.scale, out=ds_EIJ)
-        ds_EIJ.sub_((delta_EI1 * inverse_EI1).mul_(self.view.scale).to(ds_EIJ.dtype)).mul_(powers_EIJ)
+        mean_EI1 = (delta_EI1 * inverse_EI1).mul_(self.view.scale).to(ds_EIJ.dtype)
+        torch.baddbmm(mean_EI1.expand_as(ds_EIJ), do_EID, v_EJD.mT, beta=-1, alpha=self.view.scale, out=ds_EIJ)
+        ds_EIJ.mul_(powers_EIJ)
         self.into_keys.add(block, ds_EIJ, q_EID)
         if own.dq_ELD is not None:
             torch.bmm(ds_EIJ, k_EJD, out=block.queries_of(own.dq_ELD))
