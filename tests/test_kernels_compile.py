@@ -18,6 +18,8 @@ import pytest
 from benchmarks.compiled import LIMITS, blocks_per_multiprocessor, count_instructions, resources
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.timeout(1200)  # a compile takes seconds on a busy machine, and there are many
+
 MAIN = "bfloat16 D64"
 EVERY = 16
 
