@@ -86,9 +86,8 @@ def backward(
         dq.copy_(own.dq_ELD.view(dq.shape))
     found = (d_q, d_k, d_v, *d_tables, *d_pools)
     like = (q_THD, k_THD, v_THD, *positions[:2], *pools)
-    nothing = q_THD.new_empty(0)
     d_q, d_k, d_v, d_pos_key, d_pos_query, d_pool_k, d_pool_v = (
-        d.to(x.dtype) if need and d is not None and x is not None else nothing
+        d.to(x.dtype) if need and d is not None and x is not None else q_THD.new_empty(0)
         for d, x, need in zip(found, like, needs, strict=True)
     )
     return d_q, d_k, d_v, d_pos_key, d_pos_query, d_pool_k, d_pool_v

@@ -46,13 +46,12 @@ def backward(
     view = View(scale, Mode.FULL, 0)
     saved, own = save(d_out_THD, d_lse_TH, out_THD, lse_TH, operands, view, tiling, needs.plain)
     by_query, by_key = sides_of(saved, positions)
-    nothing = own.q_THD.new_empty(0)
     if needs.q:
-        differentiate_own(saved, by_query, positions.distance_W, own.q_THD, nothing)
+        differentiate_own(saved, by_query, positions.distance_W, own.q_THD, own.q_THD.new_empty(0))
     if needs.k or needs.v:
         differentiate_own(saved, by_key, positions.distance_W, own.k_THD, own.v_THD)
     d_pos_key, d_pos_query = (
-        differentiate_positions(saved, sides, positions.distance_W) if need else nothing
+        differentiate_positions(saved, sides, positions.distance_W) if need else own.q_THD.new_empty(0)
         for sides, need in ((by_query, needs.pos_key), (by_key, needs.pos_query))
     )
     return *own, d_pos_key, d_pos_query, *differentiate_prefixes(saved, needs.plain)
