@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.paper import launch_on_paper
+from benchmarks.launches import launch_on_paper
 from prefixbank.kernels.attention import Route
 from prefixbank.kernels.gpu.head_tiling import declared
 from prefixbank.kernels.head_plan import HeadRow

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.compiled import declared
-from benchmarks.paper import Form, launch_on_paper
+from benchmarks.launches import Form, launch_on_paper
 from prefixbank.kernels.attention import Route
 from prefixbank.kernels.gpu.configuration import ALIGNED
 from prefixbank.kernels.plan import BatchPlan, Mode, Tiling
