@@ -30,6 +30,7 @@ from prefixbank.model_store.manifest import (
     POOLER_BIAS,
     POOLER_WEIGHT,
     SCHEMA_VERSION,
+    SHALLOW,
     WEIGHT,
     Manifest,
     build_manifest,
@@ -175,6 +176,7 @@ def _assemble(manifest: Manifest, tensors: Mapping[str, Tensor]) -> TaskPrompt:
         backbone=manifest.backbone,
         metrics=manifest.metrics,
         provenance=manifest.provenance,
+        shallow_PM=tensors.get(SHALLOW),
     )
 
 
@@ -185,6 +187,10 @@ def _tensors_of(prompt: TaskPrompt) -> dict[str, Tensor]:
     tensors = {WEIGHT: head.weight_CM, BIAS: head.bias_C}
     if kv_N2HPD.numel():
         tensors[KV] = kv_N2HPD
+    if prompt.shallow_PM is not None:
+        if prompt.shallow_PM.dim() != 2:
+            raise WrongShape(f"{SHALLOW} has {prompt.shallow_PM.dim()} dimensions, not the 2 of [P, M]")
+        tensors[SHALLOW] = prompt.shallow_PM
     pooler = {POOLER_WEIGHT: head.pooler_weight_MM, POOLER_BIAS: head.pooler_bias_M}
     for name, tensor in pooler.items():
         if tensor is None and head.spec.pooler is Pooler.OWN:
@@ -205,6 +211,7 @@ def _fields_of(prompt: TaskPrompt, tensors: Mapping[str, Tensor], blob: bytes) -
         "layers": prompt.layers,
         "prefix_length": prompt.prefix_length,
         "position_offset": prompt.position_offset,
+        "shallow_length": prompt.shallow_length,
         "head": prompt.head.spec.model_dump(),
         "preprocessing": prompt.preprocessing.model_dump(),
         "backbone": prompt.backbone.model_dump(),

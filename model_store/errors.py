@@ -25,7 +25,7 @@
         ManifestUnreadable
           DuplicateKey, NestedTooDeep
         ManifestInvalid
-          LabelsMismatch, LayersMismatch, PoolerMismatch
+          LabelsMismatch, LayersMismatch, PoolerMismatch, PromptMismatch, SettingsMismatch, VerbalizerMismatch
         TensorFileUnreadable
           TensorLayoutInvalid          overlap, hole, or an extent that is not the shape's
         TensorFileTruncated, TensorFileOverlong, TensorMissing, TensorUnexpected
@@ -195,6 +195,18 @@ class LayersMismatch(ManifestInvalid):
 
 class PoolerMismatch(ManifestInvalid):
     """The head's pooler, its activation and the task family do not agree."""
+
+
+class PromptMismatch(ManifestInvalid):
+    """The prompt is deep and shallow at once."""
+
+
+class SettingsMismatch(ManifestInvalid):
+    """The preprocessing has settings of another task family."""
+
+
+class VerbalizerMismatch(ManifestInvalid):
+    """The template, words and tokens of a verbalizer do not agree with each other, the labels or the texts."""
 
 
 class UnsupportedSchema(ArtifactError):

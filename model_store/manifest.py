@@ -1,31 +1,25 @@
-"""Manifest: everything an artifact says about itself, and every way in which it may contradict itself.
+"""Manifest: everything an artifact says about itself.
 
-It knows each field and limit of `docs/artifact-format.md`. It refuses to know folders and tensors' bytes, and so
-loads without torch.
+It knows each field and limit of `docs/artifact-format.md`, and which tensors the fields imply; how fields may
+contradict each other knows `manifest_checks.py`. It refuses to know folders and tensors' bytes, and so loads without
+torch.
 
-Shape letters: N prompted layers, H heads, P prefix tokens, D head dim, M model width, C classes.
+Shape letters: N prompted layers, H heads, P prompt tokens, D head dim, M model width, C outputs of the head.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from itertools import pairwise
 from math import prod
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefixbank.model_store import strict_json
-from prefixbank.model_store.errors import (
-    LabelsMismatch,
-    LayersMismatch,
-    ManifestInvalid,
-    ManifestUnreadable,
-    PoolerMismatch,
-    UnsupportedSchema,
-)
+from prefixbank.model_store.errors import ManifestInvalid, ManifestUnreadable, UnsupportedSchema
+from prefixbank.model_store.manifest_checks import check_agreement
 from prefixbank.model_store.task_prompt import (
+    MAX_LABELS,
     BackboneRef,
     HeadSpec,
     Pooler,
@@ -40,7 +34,6 @@ MAX_MANIFEST_BYTES = 1 << 20
 """Keeps the worst hostile manifest under half a second of parsing."""
 MAX_TENSOR_FILE_BYTES = 4 << 30
 MAX_PREFIX_LENGTH = 65_536
-MAX_LABELS = 65_536
 MAX_LABEL_CHARS = 1_000
 MAX_LAYERS = 1_024
 MAX_HEADS = 1_024
@@ -49,6 +42,7 @@ MAX_WIDTH = 131_072
 MAX_POSITION_OFFSET = 65_536
 
 KV = "prefix.kv"
+SHALLOW = "prompt.embeddings"
 WEIGHT = "head.weight"
 BIAS = "head.bias"
 POOLER_WEIGHT = "head.pooler.weight"
@@ -57,9 +51,9 @@ POOLER_BIAS = "head.pooler.bias"
 DtypeName = Literal["F32", "F16", "BF16"]
 ITEM_BYTES: dict[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
 
-_FIXED_NUM_LABELS = {TaskFamily.QUESTION_ANSWERING: 2, TaskFamily.MULTIPLE_CHOICE: 1}
-"""Start and end of a span; one score per choice. Other families take any number of labels."""
-_POOLED_FAMILIES = {TaskFamily.TEXT_CLASSIFICATION, TaskFamily.MULTIPLE_CHOICE}
+
+def _is_zero(value: int) -> bool:
+    return value == 0
 
 
 class TensorSpec(NamedTuple):
@@ -103,6 +97,7 @@ class Manifest(_Part):
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LAYERS)]
     prefix_length: Annotated[int, Field(ge=0, le=MAX_PREFIX_LENGTH)]
     position_offset: Annotated[int, Field(ge=0, le=MAX_POSITION_OFFSET)]
+    shallow_length: Annotated[int, Field(ge=0, le=MAX_PREFIX_LENGTH, exclude_if=_is_zero)] = 0
     head: HeadSpec
     preprocessing: Preprocessing
     backbone: BackboneRef
@@ -111,18 +106,30 @@ class Manifest(_Part):
     tensors: dict[str, TensorEntry]
     tensor_file: TensorFileEntry
 
+    @property
+    def num_outputs(self) -> int:
+        """Rows C of the head: one per label, or per distinct token of a verbalizer's words."""
+        verbalizer = self.preprocessing.verbalizer
+        return len(self.labels) if verbalizer is None else len(verbalizer.outputs)
+
     def implied_tensors(self) -> dict[str, TensorSpec]:
         """Name to dtype and shape of every tensor, from the fields that are not the table itself."""
-        classes, width, ref = len(self.labels), self.backbone.width, self.backbone
-        specs = {WEIGHT: TensorSpec("F32", (classes, width)), BIAS: TensorSpec("F32", (classes,))}
+        num_outputs, width, ref = self.num_outputs, self.backbone.width, self.backbone
+        specs = {WEIGHT: TensorSpec("F32", (num_outputs, width)), BIAS: TensorSpec("F32", (num_outputs,))}
         if self.layers:
-            listed = self.tensors.get(KV)
             shape = (len(self.layers), 2, ref.num_heads, self.prefix_length, ref.head_dim)
-            specs[KV] = TensorSpec(listed.dtype if listed else "F32", shape)
+            specs[KV] = TensorSpec(self._listed_dtype(KV), shape)
+        if self.shallow_length:
+            specs[SHALLOW] = TensorSpec(self._listed_dtype(SHALLOW), (self.shallow_length, width))
         if self.head.pooler is Pooler.OWN:
             specs[POOLER_WEIGHT] = TensorSpec("F32", (width, width))
             specs[POOLER_BIAS] = TensorSpec("F32", (width,))
         return specs
+
+    def _listed_dtype(self, name: str) -> str:
+        """A prompt's dtype is the table's own choice."""
+        listed = self.tensors.get(name)
+        return listed.dtype if listed else "F32"
 
     def to_bytes(self) -> bytes:
         """The one spelling of this manifest: sorted keys, two spaces, UTF-8."""
@@ -148,7 +155,7 @@ def parse_manifest(raw: bytes) -> Manifest:
         manifest = Manifest.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise ManifestInvalid(f"the manifest breaks its schema: {_first_complaint(error)}") from error
-    check_consistency(manifest)
+    _check(manifest)
     return manifest
 
 
@@ -162,16 +169,14 @@ def build_manifest(fields: dict[str, Any]) -> Manifest:
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         raise ManifestInvalid(f"the prompt breaks the manifest's schema: {_first_complaint(error)}") from error
-    check_consistency(manifest)
+    _check(manifest)
     return manifest
 
 
-def check_consistency(manifest: Manifest) -> None:
+def _check(manifest: Manifest) -> None:
     """Refuse a manifest whose fields are each well-formed and together a lie."""
     _check_backbone(manifest.backbone)
-    _check_labels(manifest)
-    _check_layers(manifest)
-    _check_pooler(manifest)
+    check_agreement(manifest)
     _check_table(manifest)
 
 
@@ -196,34 +201,6 @@ def _check_backbone(ref: BackboneRef) -> None:
     for name, limit in limits.items():
         if getattr(ref, name) > limit:
             raise ManifestInvalid(f"backbone.{name} is {getattr(ref, name)}, more than {limit}")
-
-
-def _check_labels(manifest: Manifest) -> None:
-    labels = manifest.labels
-    if len(set(labels)) != len(labels):
-        [(twice, count)] = Counter(labels).most_common(1)
-        raise LabelsMismatch(f"the label {twice[:80]!r} occurs {count} times")
-    wanted = _FIXED_NUM_LABELS.get(manifest.family, len(labels))
-    if len(labels) != wanted:
-        raise LabelsMismatch(f"{manifest.family} takes {wanted} labels, not {len(labels)}")
-
-
-def _check_layers(manifest: Manifest) -> None:
-    layers, num_layers = manifest.layers, manifest.backbone.num_layers
-    if any(low >= high for low, high in pairwise(layers)):
-        raise LayersMismatch("the prompted layers are not strictly ascending")
-    if layers and layers[-1] >= num_layers:
-        raise LayersMismatch(f"layer {layers[-1]} is prompted; the backbone has layers 0 to {num_layers - 1}")
-    if bool(layers) != bool(manifest.prefix_length):
-        raise LayersMismatch(f"{len(layers)} prompted layers with a prefix of {manifest.prefix_length} tokens")
-
-
-def _check_pooler(manifest: Manifest) -> None:
-    head = manifest.head
-    if (head.pooler is Pooler.OWN) != (head.activation is not None):
-        raise PoolerMismatch(f"pooler {head.pooler.value!r} with activation {head.activation!r}")
-    if head.pooler is not Pooler.NONE and manifest.family not in _POOLED_FAMILIES:
-        raise PoolerMismatch(f"{manifest.family} reads every token and takes no pooler, not {head.pooler.value!r}")
 
 
 def _check_table(manifest: Manifest) -> None:

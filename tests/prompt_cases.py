@@ -20,6 +20,7 @@ from prefixbank.model_store.task_prompt import (
     Provenance,
     TaskFamily,
     TaskPrompt,
+    VerbalizerSpec,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,26 @@ def make_prompt(
     return TaskPrompt(**(honest | fields))
 
 
+def make_shallow(seed: int = 0, *, length: int = 6, dtype: torch.dtype = torch.float32, **fields: Any) -> TaskPrompt:
+    """A shallow prompt of random numbers for the backbone `TINY`."""
+    vectors = torch.randn(length, TINY.width, generator=torch.Generator().manual_seed(seed))
+    return make_prompt(seed, layers=(), prefix_length=0, shallow_PM=vectors.to(dtype), **fields)
+
+
+WORDS = VerbalizerSpec(
+    template="{text} It is {mask}: {text_pair}", words=("bad", "very good"), token_ids=((7,), (30, 9))
+)
+"""A verbalizer of two labels and three distinct tokens."""
+
+
+def make_verbalizer(seed: int = 0, *, verbalizer: VerbalizerSpec = WORDS, **fields: Any) -> TaskPrompt:
+    """A prompt that answers with words, for the backbone `TINY`."""
+    spec = HeadSpec(pooler=Pooler.LM, lm_digest="cd" * 32)
+    head = make_head(torch.Generator().manual_seed(seed), len(verbalizer.outputs), spec)
+    preprocessing = Preprocessing(max_tokens=64, pair=True, verbalizer=verbalizer)
+    return make_prompt(seed, **({"head": head, "preprocessing": preprocessing} | fields))
+
+
 def make_head(generator: torch.Generator, num_labels: int, spec: HeadSpec) -> Head:
     weight_CM = torch.randn(num_labels, TINY.width, generator=generator)
     bias_C = torch.randn(num_labels, generator=generator)
@@ -70,7 +91,8 @@ def make_head(generator: torch.Generator, num_labels: int, spec: HeadSpec) -> He
 
 def same_prompt(one: TaskPrompt, other: TaskPrompt) -> bool:
     """Whether every field agrees, tensors bit for bit."""
-    plain = [field.name for field in dataclasses.fields(TaskPrompt) if field.name not in ("kv_N2HPD", "head")]
+    of_tensors = ("kv_N2HPD", "head", "shallow_PM")
+    plain = [field.name for field in dataclasses.fields(TaskPrompt) if field.name not in of_tensors]
     return (
         all(getattr(one, name) == getattr(other, name) for name in plain)
         and one.head.spec == other.head.spec
@@ -80,7 +102,7 @@ def same_prompt(one: TaskPrompt, other: TaskPrompt) -> bool:
 
 def _tensors(prompt: TaskPrompt) -> list[torch.Tensor | None]:
     head = prompt.head
-    return [prompt.kv_N2HPD, head.weight_CM, head.bias_C, head.pooler_weight_MM, head.pooler_bias_M]
+    return [prompt.kv_N2HPD, prompt.shallow_PM, head.weight_CM, head.bias_C, head.pooler_weight_MM, head.pooler_bias_M]
 
 
 def _same_tensor(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

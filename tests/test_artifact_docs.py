@@ -6,16 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from prefixbank.model_store import errors, manifest
-from prefixbank.model_store.task_prompt import BackboneRef, HeadSpec, Preprocessing, Provenance
+from prefixbank.model_store import errors, manifest, task_prompt
+from prefixbank.model_store.task_prompt import (
+    AnsweringSpec,
+    BackboneRef,
+    HeadSpec,
+    Preprocessing,
+    Provenance,
+    RolesSpec,
+    VerbalizerSpec,
+)
 
 CONTRACT = (Path(__file__).resolve().parent.parent / "docs" / "artifact-format.md").read_text()
 _LIMITS = ("LABELS", "LABEL_CHARS", "LAYERS", "PREFIX_LENGTH", "POSITION_OFFSET", "HEADS", "HEAD_DIM", "WIDTH")
 
 
-@pytest.mark.parametrize(
-    "model", [manifest.Manifest, manifest.TensorEntry, manifest.TensorFileEntry, HeadSpec, Preprocessing, Provenance]
-)
+_RECORDS = [manifest.Manifest, manifest.TensorEntry, manifest.TensorFileEntry, HeadSpec, Preprocessing, Provenance]
+_SETTINGS = [AnsweringSpec, RolesSpec, VerbalizerSpec]
+
+
+@pytest.mark.parametrize("model", _RECORDS + _SETTINGS)
 def test_every_field_is_in_the_contract(model: type[manifest.Manifest]) -> None:
     assert [name for name in model.model_fields if f"`{name}" not in CONTRACT and f"{name}`" not in CONTRACT] == []
 
@@ -32,5 +42,6 @@ def test_every_artifact_error_is_in_the_contract() -> None:
 
 def test_every_limit_is_in_the_contract() -> None:
     limits = {name: getattr(manifest, f"MAX_{name}") for name in _LIMITS}
+    limits |= {name: limit for name, limit in vars(task_prompt).items() if name.startswith("MAX_")}
     assert {name for name, limit in limits.items() if f"{limit:,}" not in CONTRACT} == set()
     assert (manifest.MAX_MANIFEST_BYTES, manifest.MAX_TENSOR_FILE_BYTES) == (1 << 20, 4 << 30)
