@@ -57,12 +57,12 @@ def read_splits(recipe: Recipe, root: Path, tolerance: Tolerance = TOLERANT) -> 
     Raises:
         InvalidData: a file cannot be read, has no rows, or has too many bad rows.
     """
-    data = recipe.data
+    data = _data(recipe)
     train = read_source(recipe, data.train, root, tolerance)
     test = [] if data.test is None else read_source(recipe, data.test, root, tolerance)
     if data.validation is not None:
         return Splits(train, read_source(recipe, data.validation, root, tolerance), test)
-    kept, carved = _carve(train, data.carve, recipe.seed, where=data.train.path)
+    kept, carved = _carve(train, data.carve, recipe.seed, where=data.train.name)
     return Splits(kept, carved, test)
 
 
@@ -77,7 +77,7 @@ def read(recipe: Recipe, source: Source, root: Path, tolerance: Tolerance = TOLE
     Raises:
         InvalidData: the file cannot be read, has no rows, or has more bad rows than `tolerance` leaves out.
     """
-    path = root / source.path
+    path = root / source.name
     examples, part = _examples(path, recipe), ""
     if source.rows is not None:
         examples, part = islice(examples, *source.rows), f" in {list(source.rows)}"
@@ -89,7 +89,7 @@ def read(recipe: Recipe, source: Source, root: Path, tolerance: Tolerance = TOLE
 
 
 def _examples(path: Path, recipe: Recipe) -> Iterator[Example | Fault]:
-    data = recipe.data
+    data = _data(recipe)
     form = FORMATS.get(path.suffix, "conll") if data.format == "auto" else data.format
     if recipe.family == TaskFamily.TOKEN_CLASSIFICATION:
         return _sentences(path, data, form)
@@ -97,6 +97,11 @@ def _examples(path: Path, recipe: Recipe) -> Iterator[Example | Fault]:
         raise InvalidData(f"{path}: would be read as CoNLL columns, wanted data.format tsv, jsonl or json for texts")
     rows = table_rows(path, form, (*data.text, data.label))
     return built(rows, lambda row: text_example(row, data.text, data.label, data.rename, data.labels))
+
+
+def _data(recipe: Recipe) -> DataSection:
+    assert recipe.data is not None, "a recipe of several data sets is read part by part. This is a bug."
+    return recipe.data
 
 
 def _sentences(path: Path, data: DataSection, form: str) -> Iterator[Example | Fault]:

@@ -1,0 +1,38 @@
+"""Recipes: every fact a training run depends on, read from TOML once and frozen.
+
+`sections` has the fields with their advice, `recipe` what must agree, `parse` the way from a file.
+"""
+
+from prefixbank.trainer.recipe.parse import load, parse
+from prefixbank.trainer.recipe.recipe import METRICS, Recipe
+from prefixbank.trainer.recipe.sections import (
+    AnsweringSection,
+    DataSection,
+    HeadSection,
+    LayerInterval,
+    OptimiserSection,
+    PromptSection,
+    ReportSection,
+    RolesSection,
+    SelectionSection,
+    Source,
+    TaskSection,
+)
+
+__all__ = [
+    "METRICS",
+    "AnsweringSection",
+    "DataSection",
+    "HeadSection",
+    "LayerInterval",
+    "OptimiserSection",
+    "PromptSection",
+    "Recipe",
+    "ReportSection",
+    "RolesSection",
+    "SelectionSection",
+    "Source",
+    "TaskSection",
+    "load",
+    "parse",
+]
