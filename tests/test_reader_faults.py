@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefixbank.model_store.errors import InvalidData
-from prefixbank.trainer.readers import STRICT, Reading, Tolerance, read
+from prefixbank.trainer.readers import Reading, read
 from prefixbank.trainer.readers.propositions import read_propositions
 from prefixbank.trainer.readers.squad import read_questions
 from prefixbank.trainer.recipe import parse
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 TEXTS, WORDS = "text-classification", "token-classification"
 
 
-def read_file(path: Path, family: str = TEXTS, tolerance: Tolerance | None = None, **fields: Any) -> Reading[Any]:
+def read_file(path: Path, family: str = TEXTS, **fields: Any) -> Reading[Any]:
     recipe = parse({"family": family, "data": {"train": path.name, **fields}})
-    return read(recipe, recipe.data.train, path.parent, tolerance or Tolerance())
+    return read(recipe, recipe.data.train, path.parent)
 
 
 def tsv(tmp_path: Path, bad: int, good: int, line: str = "no label") -> Path:
@@ -51,13 +51,13 @@ def test_more_than_the_share_is_refused_with_the_first_few(tmp_path: Path) -> No
     message = str(caught.value)
     assert message.startswith(f"{path}: found 5 bad rows of 100, wanted at most 1.00%. First: {path}:2: found 1 col")
     assert [f":{line}:" in message for line in (2, 3, 4, 5)] == [True, True, True, False]
-    assert len(read_file(path, tolerance=Tolerance(0.05)).rows) == 95
+    assert len(read_file(path, tolerance=0.05).rows) == 95
 
 
 def test_strict_stops_at_the_first_bad_row(tmp_path: Path) -> None:
     path = tsv(tmp_path, bad=1, good=500)
     with pytest.raises(InvalidData, match=r"^\S+rows\.tsv:2: found 1 columns, wanted 2"):
-        read_file(path, tolerance=STRICT)
+        read_file(path, tolerance=0)
 
 
 @pytest.mark.parametrize(

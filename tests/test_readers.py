@@ -126,7 +126,7 @@ def test_slices_cut_one_file_by_row_order(tmp_path: Path) -> None:
     found = splits(
         tmp_path, train={"path": "n.tsv", "rows": [0, 30]}, test={"path": "n.tsv", "rows": [30, 40]}, carve=5
     )
-    assert [len(rows) for rows in found] == [25, 5, 10]
+    assert [len(rows) for rows in (found.train, found.validation, found.test)] == [25, 5, 10]
     assert found.test[0].where == "n.tsv:32"
 
 
@@ -171,6 +171,6 @@ def test_real_files_are_read(shared_data: Path) -> None:
     names = {"train": "wnut17train.conll", "validation": "emerging.dev.conll", "test": "emerging.test.annotated"}
     table = {"family": "token-classification", "data": {key: f"{wnut}/{name}" for key, name in names.items()}}
     found = read_splits(parse(table), shared_data)
-    assert [len(rows) for rows in found] == [3394, 1009, 1287]
+    assert [len(rows) for rows in (found.train, found.validation, found.test)] == [3394, 1009, 1287]
     starts = Counter(tag for row in found.test if isinstance(row, WordsExample) for tag in row.tags if tag[0] == "B")
     assert starts["B-person"] == 429

@@ -17,7 +17,7 @@ from prefixbank.model_store.tasks.spans import OUTSIDE
 from prefixbank.model_store.tasks.text_classification import TextClassification
 from prefixbank.model_store.tasks.token_classification import TokenClassification, first_token_targets
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
-from prefixbank.trainer.readers import TextExample
+from prefixbank.trainer.readers import TextExample, WordsExample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,7 +54,7 @@ def label_names(examples: Iterable[Example], fixed: tuple[str, ...] | None) -> t
     for example in examples:
         if isinstance(example, TextExample):
             labels.add(example.label)
-        else:
+        elif isinstance(example, WordsExample):
             kinds.update(tag[2:] for tag in example.tags if tag != OUTSIDE)
     if labels:
         return tuple(sorted(labels, key=lambda label: (not label.isdecimal(), label.isdecimal() and int(label), label)))
@@ -80,6 +80,7 @@ def _row(example: Example, classes: dict[str, int], tokenizer: TextTokenizer, pr
             tokenizer, prep, Text(*example.texts), max_tokens=prep.max_tokens, truncation=CUT
         )
         return Row(features, np.array([_class(example.label, classes, example)]), example)
+    assert isinstance(example, WordsExample), "an example of another family. This is a bug."
     words = Words(example.words)
     features = TokenClassification().encode(tokenizer, prep, words, max_tokens=prep.max_tokens, truncation=CUT)
     word_classes = [_class(tag, classes, example) for tag in example.tags]

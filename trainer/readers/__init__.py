@@ -6,15 +6,17 @@ refuses to know tokens, label numbers and backbones.
 
 from __future__ import annotations
 
+import hashlib
 import random
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from prefixbank.model_store.errors import InvalidData
 from prefixbank.model_store.task_prompt import TaskFamily
 from prefixbank.trainer.readers.columns import blocks_of
 from prefixbank.trainer.readers.examples import Example, TextExample, WordsExample
-from prefixbank.trainer.readers.faults import STRICT, TOLERANT, Fault, Reading, Tolerance, built, settle
+from prefixbank.trainer.readers.faults import Fault, Reading, Tolerance, built, settle
 from prefixbank.trainer.readers.tables import FORMATS, table_rows
 from prefixbank.trainer.readers.tags import iob2
 from prefixbank.trainer.readers.texts import text_example
@@ -27,65 +29,72 @@ if TYPE_CHECKING:
     from prefixbank.trainer.recipe import DataSection, Recipe, Source
 
 __all__ = [
-    "STRICT",
-    "TOLERANT",
     "Example",
     "Reading",
     "Splits",
     "TextExample",
-    "Tolerance",
     "WordsExample",
     "iob2",
     "read",
-    "read_source",
     "read_splits",
 ]
 
 
-class Splits(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Splits:
     """What a run learns from, chooses on and reports on."""
 
     train: list[Example]
     validation: list[Example]
     test: list[Example]
     """Empty when the recipe names none: then the validation rows are reported."""
+    files: dict[str, str]
+    """What the recipe names, and the SHA-256 of what was found there."""
+    skipped: dict[str, list[str]]
+    """Bad rows that were left out, by split: where, and what was wrong. Carved rows are counted as training rows."""
 
 
-def read_splits(recipe: Recipe, root: Path, tolerance: Tolerance = TOLERANT) -> Splits:
-    """Read the splits of a recipe whose paths are relative to `root`.
+def read_splits(recipe: Recipe, root: Path) -> Splits:
+    """Read the splits of a recipe for one data set, whose paths are relative to `root`.
 
     Raises:
-        InvalidData: a file cannot be read, has no rows, or has too many bad rows.
+        InvalidData: a file cannot be read, has no rows, or has more bad rows than `data.tolerance`.
     """
     data = _data(recipe)
-    train = read_source(recipe, data.train, root, tolerance)
-    test = [] if data.test is None else read_source(recipe, data.test, root, tolerance)
-    if data.validation is not None:
-        return Splits(train, read_source(recipe, data.validation, root, tolerance), test)
-    kept, carved = _carve(train, data.carve, recipe.seed, where=data.train.name)
-    return Splits(kept, carved, test)
+    readings = {name: read(recipe, source, root) for name, source in data.sources.items()}
+    rows = {name: reading.rows for name, reading in readings.items()}
+    if "validation" not in rows:
+        rows["train"], rows["validation"] = _carve(rows["train"], data.carve, recipe.seed, where=data.train.name)
+    return Splits(
+        rows["train"],
+        rows["validation"],
+        rows.get("test", []),
+        files=_digests(data, root),
+        skipped={name: [str(fault) for fault in reading.skipped] for name, reading in readings.items()},
+    )
 
 
-def read_source(recipe: Recipe, source: Source, root: Path, tolerance: Tolerance = TOLERANT) -> list[Example]:
-    """The good rows of one split."""
-    return read(recipe, source, root, tolerance).rows
-
-
-def read(recipe: Recipe, source: Source, root: Path, tolerance: Tolerance = TOLERANT) -> Reading[Example]:
+def read(recipe: Recipe, source: Source, root: Path) -> Reading[Example]:
     """Read one split: all rows of the file, then its slice, then its limit. Bad rows keep their place in the slice.
 
     Raises:
-        InvalidData: the file cannot be read, has no rows, or has more bad rows than `tolerance` leaves out.
+        InvalidData: the file cannot be read, has no rows, or has more bad rows than `data.tolerance`.
     """
     path = root / source.name
     examples, part = _examples(path, recipe), ""
     if source.rows is not None:
         examples, part = islice(examples, *source.rows), f" in {list(source.rows)}"
-    reading: Reading[Example] = settle(examples, path, tolerance, part)
+    reading: Reading[Example] = settle(examples, path, Tolerance(_data(recipe).tolerance), part)
     if source.limit is not None and source.limit < len(reading.rows):
         drawn = random.Random(f"limit {recipe.seed}").sample(reading.rows, source.limit)
         return reading._replace(rows=drawn)
     return reading
+
+
+def _digests(data: DataSection, root: Path) -> dict[str, str]:
+    """SHA-256 of every file the recipe names, by its path in the recipe."""
+    paths = sorted({source.name for source in data.sources.values()})
+    return {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths}
 
 
 def _examples(path: Path, recipe: Recipe) -> Iterator[Example | Fault]:

@@ -82,4 +82,4 @@ class ChoicesExample:
     where: str
 
 
-Example = TextExample | WordsExample
+Example = TextExample | WordsExample | QuestionExample | PropositionExample | ChoicesExample

@@ -1,0 +1,48 @@
+"""What families with a confusion matrix or with spans have in common: label numbers, confidence, calibration.
+
+It refuses to know tokens and losses.
+
+Shape letters: R rows, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefixbank.model_store.errors import InvalidData, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+def sorted_labels(found: Iterable[str]) -> tuple[str, ...]:
+    """Labels in order: numbers by size, then texts by letter."""
+    return tuple(sorted(set(found), key=lambda label: (not label.isdecimal(), label.isdecimal() and int(label), label)))
+
+
+def two_or_more(labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels, where there is something to tell apart.
+
+    Raises:
+        TrainingError: there is not.
+    """
+    if len(labels) < 2:
+        raise TrainingError(f"data.train: found the labels {', '.join(labels)}, wanted two or more")
+    return tuple(labels)
+
+
+def numbered(labels: Sequence[str]) -> dict[str, int]:
+    """Class by label."""
+    return {label: index for index, label in enumerate(labels)}
+
+
+def class_of(label: str, classes: Mapping[str, int], where: str) -> int:
+    """The class of a label of an example that stands at `where`.
+
+    Raises:
+        InvalidData: the label is none of the task's.
+    """
+    if label not in classes:
+        names = ", ".join(classes)
+        raise InvalidData(f"{where}: found label {label!r}, wanted one of the training labels: {names}")
+    return classes[label]

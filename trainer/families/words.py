@@ -1,0 +1,106 @@
+"""Classification of words: cross entropy at each word's first token, scored by spans as conlleval counts them.
+
+It refuses to know recipes and how logits are computed.
+
+Shape letters: K tokens of all rows, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from prefixbank.model_store.task_prompt import Preprocessing
+from prefixbank.model_store.tasks.features import Truncation, Words
+from prefixbank.model_store.tasks.spans import span_scores
+from prefixbank.model_store.tasks.token_classification import TokenClassification, first_token_targets
+from prefixbank.model_store.tasks.tokenizer import TextTokenizer
+from prefixbank.trainer import metrics
+from prefixbank.trainer.families.classes import class_of, numbered, two_or_more
+from prefixbank.trainer.families.family import Item, Scores, mean_loss
+from prefixbank.trainer.families.tagging import (
+    as_json,
+    labelled_loss,
+    predicted_tags,
+    scores_by_kind,
+    tag_counts,
+    tags_of,
+)
+from prefixbank.trainer.readers.examples import Example, WordsExample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+    from prefixbank.trainer.families.family import Logits
+
+
+@dataclass(frozen=True, slots=True)
+class WordLabels:
+    """Words to IOB2 tags."""
+
+    max_tokens: int
+    text_fields: tuple[str, ...] = ("text",)
+    metric: str = "span_f1"
+    task: TokenClassification = field(default_factory=TokenClassification)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("loss", "span_f1", "precision", "recall")
+
+    def labels(self, examples: Sequence[Example], fixed: tuple[str, ...] | None) -> tuple[str, ...]:
+        return two_or_more(fixed or tags_of(_words(example).tags for example in examples))
+
+    def preprocessing(self, labels: Sequence[str]) -> Preprocessing:
+        return Preprocessing(max_tokens=self.max_tokens, add_prefix_space=True, text_fields=self.text_fields)
+
+    def items(
+        self,
+        examples: Sequence[Example],
+        labels: Sequence[str],
+        tokenizer: Tokenizer,
+        prep: Preprocessing,
+        *,
+        training: bool,
+    ) -> list[Item]:
+        splitter, classes = TextTokenizer(tokenizer), numbered(labels)
+        items = []
+        for example in map(_words, examples):
+            row = self.task.encode(
+                splitter, prep, Words(example.words), max_tokens=prep.max_tokens, truncation=Truncation.CUT
+            )
+            found = [class_of(tag, classes, example.where) for tag in example.tags]
+            items.append(Item((row,), first_token_targets(row, found), example))
+        return items
+
+    def loss(self, logits_KC: Tensor, items: Sequence[Item]) -> Tensor:
+        return labelled_loss(logits_KC, items)
+
+    def tuned(self, logits: Logits, items: Sequence[Item]) -> Self:
+        return self
+
+    def score(self, logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> Scores:
+        total = span_scores(_gold(items), predicted_tags(logits, items, labels))
+        found = {"span_f1": total.f1, "precision": total.precision, "recall": total.recall}
+        return Scores({"loss": mean_loss(self, logits, items), **found})
+
+    def score_in_full(self, logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> Scores:
+        gold, found = _gold(items), predicted_tags(logits, items, labels)
+        by_row = [span_scores([g], [f]) for g, f in zip(gold, found, strict=True)]
+        intervals = {"span_f1": metrics.span_interval(by_row)}
+        details = {"by_type": as_json(scores_by_kind(gold, found))}
+        return Scores(self.score(logits, items, labels).metrics, intervals, details)
+
+    def counts(self, items: Sequence[Item], labels: Sequence[str]) -> dict[str, int]:
+        return tag_counts(items, labels)
+
+
+def _words(example: Example) -> WordsExample:
+    assert isinstance(example, WordsExample), "an example of another family. This is a bug."
+    return example
+
+
+def _gold(items: Sequence[Item]) -> list[tuple[str, ...]]:
+    return [_words(item.example).tags for item in items]
