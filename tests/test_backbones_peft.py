@@ -1,4 +1,4 @@
-"""A backbone with a prompt gives the logits of PEFT's prefix tuning: same formula, same position shift."""
+"""A backbone with a prompt gives the logits of PEFT's prefix and prompt tuning: same formula, same positions."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Tuned(NamedTuple):
     model: nn.Module
     padding_id: int
     prompt: dict[int, Tensor]
+    """Deep: keys and values of each layer; empty for a shallow one."""
+    virtual_PM: Tensor | None = None
 
 
 def prefix_tuned(folder: Path) -> Tuned:
@@ -48,6 +50,17 @@ def prefix_tuned(folder: Path) -> Tuned:
     return Tuned(tuned, model.config.pad_token_id, dict(enumerate(kv_LKHPD)))
 
 
+def prompt_tuned(folder: Path) -> Tuned:
+    """A PEFT model with random vectors before the words, and those vectors."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5)
+    config = peft.PromptTuningConfig(task_type=peft.TaskType.SEQ_CLS, num_virtual_tokens=PREFIX)
+    tuned = peft.get_peft_model(model, config).eval()
+    return Tuned(tuned, model.config.pad_token_id, {}, tuned.prompt_encoder["default"].embedding.weight.detach())
+
+
 def padded_logits(tuned: Tuned, rows: list[PackRow]) -> Tensor:
     longest = max(len(row.token_ids) for row in rows)
     padded = [[*row.token_ids] + [tuned.padding_id] * (longest - len(row.token_ids)) for row in rows]
@@ -58,9 +71,12 @@ def padded_logits(tuned: Tuned, rows: list[PackRow]) -> Tensor:
 
 
 def packed_logits(backbone: Backbone, tuned: Tuned, rows: list[PackRow]) -> Tensor:
+    """The head reads the first token of a row, which is the first virtual one where there are any."""
     tokens = backbone.pack(rows)
+    prefixes = prompt_pools([tuned.prompt]) if tuned.prompt else backbone.no_prefixes()
+    virtual_VM = None if tuned.virtual_PM is None else tuned.virtual_PM.repeat(len(rows), 1)
     with torch.no_grad():
-        hidden_TM = backbone.forward(tokens, prompt_pools([tuned.prompt]))
+        hidden_TM = backbone.forward(tokens, prefixes, virtual_VM)
         first_RM = hidden_TM[tokens.plan.row_start_R1[:-1]]
         head = tuned.model.base_model.classifier
         return head(backbone.pooled(first_RM) if backbone.has_pooler else first_RM[:, None])
@@ -76,5 +92,20 @@ def test_logits_equal_those_of_peft(tmp_path: Path, architecture: str) -> None:
     wanted = padded_logits(tuned, rows)
     torch.testing.assert_close(packed_logits(backbone, tuned, rows), wanted, atol=1e-5, rtol=0)
     assert wanted.std(0).min() > 1e-3
+    unshifted = [row._replace(position_offset=0) for row in rows]
+    assert (packed_logits(backbone, tuned, unshifted) - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_logits_with_virtual_tokens_equal_those_of_peft(tmp_path: Path, architecture: str) -> None:
+    """Virtual tokens stand at positions 0 to P - 1, the text after them, and the head reads virtual token 0."""
+    folder = tiny_backbone_folder(tmp_path, architecture)
+    backbone, tuned = load_backbone(str(folder)), prompt_tuned(folder)
+    generator = torch.Generator().manual_seed(2)
+    ids = [torch.randint(5, 120, (length,), generator=generator).tolist() for length in LENGTHS]
+    rows = [PackRow(row, [0] * len(row), position_offset=PREFIX, num_virtual=PREFIX) for row in ids]
+    wanted = padded_logits(tuned, rows)
+    torch.testing.assert_close(packed_logits(backbone, tuned, rows), wanted, atol=1e-5, rtol=0)
+    assert wanted.std(0).mean() > 1e-3
     unshifted = [row._replace(position_offset=0) for row in rows]
     assert (packed_logits(backbone, tuned, unshifted) - wanted).abs().max() > 1e-3

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from prefixbank.kernels.plan import LayerPrefix
 
@@ -61,6 +61,28 @@ def tiny_backbone_folder(parent: Path, architecture: str, seed: int = 0) -> Path
     config = tiny_config(architecture, tokenizer.get_vocab_size())
     config.save_pretrained(folder)
     save_file(random_weights(config, seed), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def tiny_lm_folder(parent: Path, architecture: str, **changed: object) -> Path:
+    """Make (once) and return the folder of a tiny backbone with its masked-LM head; `changed` is of its config."""
+    folder = parent / f"tiny-lm-{architecture}-{'-'.join(map(str, changed.values()))}"
+    if (folder / "model.safetensors").exists():
+        return folder
+    tokenizer = tiny_tokenizer(architecture)
+    config = tiny_config(architecture, tokenizer.get_vocab_size())
+    if architecture == "electra":
+        config.embedding_size = WIDTH
+    config.update(changed)
+    model = AutoModelForMaskedLM.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(1 + 0.1 * noise if "norm" in name.lower() and name.endswith("weight") else 0.25 * noise)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(architecture)))
     return folder
 
 

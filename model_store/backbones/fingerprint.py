@@ -63,11 +63,12 @@ def _tensor_hashes(files: Sequence[Path], prefix: str, names: Collection[str]) -
             for key in stored.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 name = canonical_name(key, prefix)
                 if name in names:
-                    hashes[name] = _hash_tensor(stored.get_tensor(key))
+                    hashes[name] = hash_tensor(stored.get_tensor(key))
     return hashes
 
 
-def _hash_tensor(tensor: Tensor) -> bytes:
+def hash_tensor(tensor: Tensor) -> bytes:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()

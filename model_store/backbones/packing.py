@@ -2,7 +2,7 @@
 
 It knows how an architecture numbers positions. It refuses to know models, prompts' contents, tasks and text.
 
-Shape letters: T packed tokens of all rows, R rows.
+Shape letters: T packed tokens of all rows, virtual ones included; R rows; V virtual tokens of all rows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     Ids: TypeAlias = Sequence[int] | NDArray[np.integer]
 
+_VIRTUAL = -1
+"""Stands for the id of a virtual token until positions are numbered: no padding token, whatever the architecture's."""
+
 
 class PackRow(NamedTuple):
-    """One row before packing: special tokens included, prefix excluded."""
+    """One row before packing: special tokens included, prefix and virtual tokens excluded."""
 
     token_ids: Ids
     type_ids: Ids
@@ -36,6 +39,8 @@ class PackRow(NamedTuple):
     """The task prompt's `position_offset`."""
     prefix_length: int = 0
     """Prefix tokens that the row reads in any layer: what a GPU shares among programs when the batch is small."""
+    num_virtual: int = 0
+    """Vectors of a shallow prompt that stand before the text, at the architecture's first positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,50 +84,75 @@ class PackedTokens:
     """One batch as a backbone takes it, on the backbone's device."""
 
     token_ids_T: Tensor
-    """int64."""
+    """int64; that of a virtual token means nothing."""
     type_ids_T: Tensor
-    """int64; backbones without token types ignore it."""
+    """int64; backbones without token types ignore it. Virtual tokens are of type 0."""
     position_ids_T: Tensor
     """int64, in the backbone's own numbering, offsets included."""
+    virtual_V: Tensor
+    """int64, ascending: the packed tokens in whose place the vectors of shallow prompts stand. Rows begin with them."""
     plan: BatchPlan
 
 
+class _Segment(NamedTuple):
+    """Tokens that are numbered without a break."""
+
+    token_ids: Ids
+    type_ids: Ids
+    position_offset: int
+
+
 def pack(rows: Sequence[PackRow], positions: PositionRule, *, device: torch.device | str = "cpu") -> PackedTokens:
-    """Lay `rows` end to end, in the order given.
+    """Lay `rows` end to end, in the order given, each with its virtual tokens before its text.
 
     Raises:
         ValueError: when there is no row, a row is empty, or its types and tokens differ in number.
-        InputTooLong: when a row and its offset need more positions than the backbone has.
+        InputTooLong: when a row needs more positions than the backbone has.
     """
-    lengths_R = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
-    offsets_R = np.array([row.position_offset for row in rows], dtype=np.int64)
-    _check_rows(rows, lengths_R, offsets_R, positions)
-    packed_3T = np.empty((3, int(lengths_R.sum())), dtype=np.int64)
-    np.concatenate([row.token_ids for row in rows], out=packed_3T[0])
-    np.concatenate([row.type_ids for row in rows], out=packed_3T[1])
-    packed_3T[2] = positions.number(packed_3T[0], lengths_R, offsets_R)
-    token_ids_T, type_ids_T, position_ids_T = torch.from_numpy(packed_3T).to(device)
+    _check_rows(rows, positions)
+    segments = [segment for row in rows for segment in _segments(row)]
+    lengths = [len(segment.token_ids) for segment in segments]
+    num_tokens, num_virtual = sum(lengths), sum(row.num_virtual for row in rows)
+    packed_I = np.empty(3 * num_tokens + num_virtual, dtype=np.int64)  # one copy to the device for all
+    packed_3T, virtual_V = packed_I[: 3 * num_tokens].reshape(3, num_tokens), packed_I[3 * num_tokens :]
+    np.concatenate([segment.token_ids for segment in segments], out=packed_3T[0])
+    np.concatenate([segment.type_ids for segment in segments], out=packed_3T[1])
+    packed_3T[2] = positions.number(packed_3T[0], lengths, [segment.position_offset for segment in segments])
+    if num_virtual:
+        virtual_V[:] = np.flatnonzero(packed_3T[0] == _VIRTUAL)
+        packed_3T[0, virtual_V] = 0
     plan = BatchPlan.build(
-        lengths_R.astype(np.int32),
+        [row.num_virtual + len(row.token_ids) for row in rows],
         [row.slot for row in rows],
         mode=Mode.FULL,
         device=device,
         longest_prefix=max(row.prefix_length for row in rows),
     )
-    return PackedTokens(token_ids_T, type_ids_T, position_ids_T, plan)
+    tokens_I = torch.from_numpy(packed_I).to(device)
+    token_ids_T, type_ids_T, position_ids_T, on_device_V = torch.split(tokens_I, [num_tokens] * 3 + [num_virtual])
+    return PackedTokens(token_ids_T, type_ids_T, position_ids_T, on_device_V, plan)
 
 
-def _check_rows(
-    rows: Sequence[PackRow], lengths_R: NDArray[np.int64], offsets_R: NDArray[np.int64], positions: PositionRule
-) -> None:
-    if not rows or lengths_R.min() == 0:
+def _segments(row: PackRow) -> tuple[_Segment, ...]:
+    """A row's virtual tokens, counted from 0, and its text, counted from its offset."""
+    text = _Segment(row.token_ids, row.type_ids, row.position_offset)
+    if not row.num_virtual:
+        return (text,)
+    return _Segment([_VIRTUAL] * row.num_virtual, [0] * row.num_virtual, 0), text
+
+
+def _check_rows(rows: Sequence[PackRow], positions: PositionRule) -> None:
+    if not rows or not all(len(row.token_ids) for row in rows):
         raise ValueError("a batch needs at least one row, and a row at least one token")
-    if [len(row.type_ids) for row in rows] != lengths_R.tolist():
+    if any(len(row.type_ids) != len(row.token_ids) for row in rows):
         raise ValueError("a row's type ids and token ids differ in number")
-    needed_R = lengths_R + offsets_R
-    if needed_R.max() > positions.count:
-        row = int(needed_R.argmax())
-        raise InputTooLong(
-            f"row {row} has {lengths_R[row]} tokens at position offset {offsets_R[row]}; "
-            f"the backbone has {positions.count} positions"
-        )
+    for index, row in enumerate(rows):
+        if len(row.token_ids) + row.position_offset > positions.count:
+            raise InputTooLong(
+                f"row {index} has {len(row.token_ids)} tokens at position offset {row.position_offset}; "
+                f"the backbone has {positions.count} positions"
+            )
+        if row.num_virtual > positions.count:
+            raise InputTooLong(
+                f"row {index} has {row.num_virtual} virtual tokens; the backbone has {positions.count} positions"
+            )

@@ -43,6 +43,7 @@ class SeamCall:
     plan: BatchPlan
     prefixes: Sequence[LayerPrefix]
     num_calls: int = 0
+    """Layers before the next one to call; a forward that begins above the first layer begins with its number."""
 
     def attend(self, layer: SeamLayer, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scale: float) -> Tensor:
         if layer.number != self.num_calls:
@@ -51,10 +52,11 @@ class SeamCall:
         prefix = self.prefixes[layer.number]
         return prefix_attention(q_THD, k_THD, v_THD, prefix, self.plan, scale=scale, window=layer.window)
 
-    def check_complete(self) -> None:
-        """Raise unless every layer's attention went through the seam exactly once, in order."""
-        if self.num_calls != len(self.prefixes):
-            raise BackboneError(f"{self.num_calls} of {len(self.prefixes)} layers called the seam. This is a bug.")
+    def check_complete(self, num_layers: int | None = None) -> None:
+        """Raise unless every layer, or each of the first `num_layers`, went through the seam exactly once, in order."""
+        wanted = len(self.prefixes) if num_layers is None else num_layers
+        if self.num_calls != wanted:
+            raise BackboneError(f"{self.num_calls} of {wanted} layers called the seam. This is a bug.")
 
 
 @dataclass(slots=True)
