@@ -2,7 +2,7 @@
 
 It refuses to know how logits came about, and everything about HTTP but the shape of the JSON.
 
-Shape letters: T tokens of a row, C classes of the task.
+Shape letters: K positions of a row that the head reads, C outputs of the task's head.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from prefixbank.model_store.tasks import family_of
+from prefixbank.model_store.tasks import read_positions, task_module
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefixbank.model_store.task_prompt import TaskPrompt
+    from prefixbank.model_store.tasks import TaskModule
+    from prefixbank.model_store.tasks.features import Features
     from prefixbank.serving.encoding import EncodedRequest
 
 
-def answer(
-    prompt: TaskPrompt, request: EncodedRequest, logits: Sequence[NDArray[np.float32]]
-) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-    """The JSON-ready answer of a request.
-
-    A batch gives a list with one answer per input. A single text gives the same list of one for text
-    classification, which is what Hugging Face's clients unpack, and the bare answer for token classification.
+def answer(prompt: TaskPrompt, request: EncodedRequest, logits: Sequence[NDArray[np.float32]]) -> Any:
+    """The JSON-ready answer of a request, in its family's shape.
 
     Args:
         prompt: the revision that answered.
         request: as encoded.
-        logits: what the engine gave for each row of the request: [C], or [T, C] where token-level.
+        logits: what the engine gave for each row of the request: [C], or [K, C] where token-level.
     """
-    module = family_of(prompt.family)
+    module = task_module(prompt.family, prompt.preprocessing)
     features = [row.features for row in request.rows]
-    num_classes = module.num_outputs(prompt.labels)
-    _check_shapes(logits, [(f.num_tokens, num_classes) if module.is_token_level else (num_classes,) for f in features])
-    ends = list(itertools.accumulate(request.num_rows_of_input, initial=0))
+    _check_shapes(logits, [_shape(module, row, module.num_outputs(prompt.labels)) for row in features])
+    ends = itertools.accumulate(request.num_rows_of_input, initial=0)
     answers = [
         module.decode(logits[start:end], features[start:end], prompt.labels, request.parameters)
         for start, end in itertools.pairwise(ends)
     ]
-    return answers if request.batched or not module.is_token_level else answers[0]
+    return module.arrange(answers, request.parameters, batched=request.batched)
+
+
+def _shape(module: TaskModule, row: Features, num_outputs: int) -> tuple[int, ...]:
+    return (len(read_positions(module, row)), num_outputs) if module.is_token_level else (num_outputs,)
 
 
 def _check_shapes(logits: Sequence[NDArray[np.float32]], wanted: Sequence[tuple[int, ...]]) -> None:

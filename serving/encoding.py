@@ -8,21 +8,22 @@ This module refuses to know tenants, queues, devices and the wire.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefixbank.model_store.errors import BackboneError, InputTooLong, InvalidRequest, Overloaded, ShuttingDown
-from prefixbank.model_store.tasks import family_of
-from prefixbank.model_store.tasks.features import Truncation, Words
+from prefixbank.model_store.tasks import task_module
+from prefixbank.model_store.tasks.features import Truncation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from prefixbank.model_store.task_prompt import TaskPrompt
-    from prefixbank.model_store.tasks.features import Features, TaskInput
-    from prefixbank.model_store.tasks.request import RequestInputs, RequestParameters
+    from prefixbank.model_store.tasks.features import Features
+    from prefixbank.model_store.tasks.request import RequestInputs, RequestItem, RequestParameters
     from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 
 RETRY_AFTER_S = 1.0
@@ -36,9 +37,12 @@ class EncodingLimits:
     max_inputs: int = 64
     """Inputs of one request. Clients that send more gain nothing: the engine batches across requests."""
     max_characters: int = 400_000
-    """Characters of one request that forbids cutting. A thread tokenises about two million in a second."""
+    """Characters of one request that forbids cutting; where it allows it, those that stand in several rows.
+
+    A thread tokenises about two million in a second.
+    """
     max_rows: int = 256
-    """Rows of one request, after long texts were taken in windows."""
+    """Rows of one request: windows of long texts, choices of a premise, predicates of a sentence."""
     max_pending: int = 1024
     """Requests waiting for a thread; beyond it they are refused as overload."""
     num_threads: int = 2
@@ -63,7 +67,7 @@ class EncodedRequest:
 
     rows: tuple[Encoding, ...]
     num_rows_of_input: tuple[int, ...]
-    """Rows of each input, in order: 1 unless a long text was taken in windows."""
+    """Rows of each input, in order: 1 unless a long text was taken in windows, or the family makes several."""
     parameters: RequestParameters
     batched: bool
     """The request brought a list, so the answer is one."""
@@ -76,7 +80,13 @@ class EncodedRequest:
     @property
     def num_truncated(self) -> int:
         """Inputs of which something was cut, because the request allowed it."""
-        return sum(row.features.truncated for row in self.rows)
+        return sum(any(row.features.truncated for row in rows) for rows in self.rows_of_inputs)
+
+    @property
+    def rows_of_inputs(self) -> list[tuple[Encoding, ...]]:
+        """The rows of each input, in order."""
+        ends = itertools.accumulate(self.num_rows_of_input, initial=0)
+        return [self.rows[start:end] for start, end in itertools.pairwise(ends)]
 
 
 class Encoder:
@@ -136,7 +146,8 @@ class Encoder:
         self, prompt: TaskPrompt, inputs: object, parameters: Mapping[str, object] | None = None
     ) -> EncodedRequest:
         """Encode on the caller's thread."""
-        module, prep = family_of(prompt.family), prompt.preprocessing
+        prep = prompt.preprocessing
+        module = task_module(prompt.family, prep)
         options = module.parse_parameters(parameters or {})
         request = module.parse_inputs(inputs, prep, options)
         self._check_size(request, options.when_too_long)
@@ -154,19 +165,16 @@ class Encoder:
             raise BackboneError(f"a position offset of {prompt.position_offset} leaves no position for text")
         return min(prompt.preprocessing.max_tokens, room)
 
-    def _check_size(self, request: RequestInputs, when_too_long: Truncation) -> None:
+    def _check_size(self, request: RequestInputs[RequestItem], when_too_long: Truncation) -> None:
         found, limit = len(request.items), self._limits.max_inputs
         if not 1 <= found <= limit:
             raise InvalidRequest(f"inputs: found {found} inputs, wanted 1 to {limit}")
-        characters, limit = sum(map(_num_characters, request.items)), self._limits.max_characters
-        if characters > limit and when_too_long is Truncation.REFUSE:
-            raise InputTooLong(f"inputs: found {characters} characters, at most {limit} are taken")
+        refuses, limit = when_too_long is Truncation.REFUSE, self._limits.max_characters
+        characters = sum(item.num_characters if refuses else item.num_repeated_characters for item in request.items)
+        if characters > limit:
+            repeated = "" if refuses else " that stand in several rows"
+            raise InputTooLong(f"inputs: found {characters} characters{repeated}, at most {limit} are taken")
 
     def _check_rows(self, found: int) -> None:
         if found > self._limits.max_rows:
-            raise InvalidRequest(f"inputs: found {found} windows or more, wanted at most {self._limits.max_rows}")
-
-
-def _num_characters(item: TaskInput) -> int:
-    texts = item.words if isinstance(item, Words) else [text for text in item if text is not None]
-    return sum(map(len, texts)) + len(texts)
+            raise InvalidRequest(f"inputs: found {found} rows or more, wanted at most {self._limits.max_rows}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prefixbank.model_store.errors import BackboneMismatch
 from prefixbank.model_store.task_prompt import Pooler
-from prefixbank.model_store.tasks import family_of
+from prefixbank.model_store.tasks import task_module
 from prefixbank.serving.staging import StagedPrompt, as_views, stage
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LoadedPrompt:
     max_tokens: int
     """Longest row, special tokens included: the task's limit or what the backbone's positions leave."""
     is_token_level: bool
-    """The head reads every token; otherwise the first."""
+    """Each row's logits are one set per position that the head reads; otherwise one."""
 
 
 def prepare(
@@ -51,7 +51,7 @@ def prepare(
         OverflowsHalf: when its values overflow in the backbone's dtype.
     """
     _check_backbone(prompt, backbone)
-    module = family_of(prompt.family)
+    module = task_module(prompt.family, prompt.preprocessing)
     staged = stage(prompt, backbone.dtype, backbone.device, prefix_dtype)
     max_tokens = min(prompt.preprocessing.max_tokens, backbone.max_tokens(prompt.position_offset))
     return LoadedPrompt(revision, as_views(prompt, staged), staged, max_tokens, module.is_token_level)

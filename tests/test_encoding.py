@@ -20,7 +20,6 @@ from prefixbank.model_store.errors import (
     Overloaded,
     RequestError,
     ShuttingDown,
-    UnsupportedFamily,
 )
 from prefixbank.model_store.task_prompt import (
     BackboneRef,
@@ -57,6 +56,9 @@ def prompt_of(family: TaskFamily = TaskFamily.TEXT_CLASSIFICATION, offset: int =
 
 
 TOKEN = prompt_of(TaskFamily.TOKEN_CLASSIFICATION)
+QUESTIONS = prompt_of(TaskFamily.QUESTION_ANSWERING)
+CHOICES = prompt_of(TaskFamily.MULTIPLE_CHOICE)
+ROLES = prompt_of(TaskFamily.SEMANTIC_ROLES)
 LIMITS = EncodingLimits(max_inputs=4, max_characters=10_000, max_rows=6, max_pending=2, num_threads=1)
 
 
@@ -126,8 +128,100 @@ def test_what_does_not_fit_is_refused(
         encode(encoder, inputs, **asked)
 
 
+def question(context: str, question: str = "the film") -> dict[str, str]:
+    return {"question": question, "context": context}
+
+
+def choices(*choices: str, premise: str = "the film") -> dict[str, object]:
+    return {"premise": premise, "choices": list(choices)}
+
+
+def roles(*predicates: int, words: str = "the film was joy") -> dict[str, object]:
+    return {"words": words.split(), "predicates": list(predicates)}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "inputs", "num_rows"),
+    [
+        (QUESTIONS, question("a film"), (1,)),
+        (QUESTIONS, [question("the film " * 12), question("a")], (4, 1)),
+        (CHOICES, choices("a", "b", "c"), (3,)),
+        (CHOICES, [choices("a", "b"), choices("a", "b", "c")], (2, 3)),
+        (ROLES, roles(2), (1,)),
+        (ROLES, [roles(2, 0), roles(1)], (2, 1)),
+    ],
+)
+def test_an_input_is_the_rows_of_its_family(
+    encoder: Encoder, prompt: TaskPrompt, inputs: object, num_rows: tuple[int, ...]
+) -> None:
+    request = encode(encoder, inputs, prompt)
+    assert (request.num_rows_of_input, request.batched) == (num_rows, isinstance(inputs, list))
+    assert tuple(len(rows) for rows in request.rows_of_inputs) == num_rows
+
+
+@pytest.mark.parametrize(
+    ("prompt", "inputs", "asked", "error", "message"),
+    [
+        (QUESTIONS, "the film", {}, InvalidRequest, 'found a string, wanted {"question"'),
+        (QUESTIONS, question("a", "film " * 80), {}, InputTooLong, "question: found 80 tokens, this task takes at m"),
+        (QUESTIONS, question("a", "film " * 20), {}, InputTooLong, "leaves no token of 16 for the context"),
+        (QUESTIONS, question("a " * 5000), {}, InputTooLong, "found 10010 characters, at most 10000"),
+        (QUESTIONS, question("a " * 4000), {}, InputTooLong, "windows of 11 tokens, at most 64"),
+        (QUESTIONS, question("the film " * 25), {}, InvalidRequest, "found . rows or more, wanted at most 6"),
+        (QUESTIONS, question("a"), {"doc_stride": 11}, InvalidRequest, "doc_stride: found 11, wanted less than the 11"),
+        (QUESTIONS, question("a"), {"stride": 1}, InvalidRequest, "found 'stride'"),
+        (QUESTIONS, question("a"), {"max_answer_len": 513}, InvalidRequest, "max_answer_len: found 513"),
+        (CHOICES, choices("a", "film " * 30), {}, InputTooLong, "found 35 tokens, this task takes at most 16"),
+        (CHOICES, choices(*"abcdefg"), {}, InvalidRequest, "found 7 rows or more"),
+        (CHOICES, choices(*"ab", premise="a" * 5000), {}, InputTooLong, "found 10006 characters, at most"),
+        (ROLES, roles(4), {}, InvalidRequest, "1 to 64 word numbers"),
+        (ROLES, roles(*([0] * 65)), {}, InvalidRequest, "1 to 64 word numbers"),
+        (ROLES, roles(0, words="film " * 30), {}, InputTooLong, "found 34 tokens, this task takes at most 16"),
+        (ROLES, roles(*([0] * 7)), {}, InvalidRequest, "found 7 rows or more"),
+    ],
+)
+def test_what_does_not_fit_a_family_is_refused(
+    encoder: Encoder,
+    prompt: TaskPrompt,
+    inputs: object,
+    asked: dict[str, object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        encode(encoder, inputs, prompt, **asked)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "inputs"),
+    [(CHOICES, choices(*"abcdef", premise="a " * 1500)), (ROLES, roles(*range(6), words="film " * 500))],
+)
+def test_a_text_that_is_tokenised_for_each_row_is_limited_also_where_it_may_be_cut(
+    encoder: Encoder, prompt: TaskPrompt, inputs: object
+) -> None:
+    """One body of a mebibyte must not become 64 of them."""
+    with pytest.raises(InputTooLong, match=r"found \d+ characters that stand in several rows, at most 10000"):
+        encode(encoder, inputs, prompt, truncation=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "inputs"),
+    [
+        (QUESTIONS, [question("a", "film " * 80), question("a")]),
+        (CHOICES, [choices("a", "film " * 30), choices("film " * 30, "film " * 30)]),
+        (ROLES, [roles(0, 1, words="film " * 30), roles(1)]),
+    ],
+)
+def test_inputs_that_were_cut_are_counted_and_not_their_rows(
+    encoder: Encoder, prompt: TaskPrompt, inputs: list[object]
+) -> None:
+    asked = {"truncation": True} | ({"max_question_len": 8} if prompt is QUESTIONS else {})
+    cut = 2 if prompt is CHOICES else 1
+    assert encode(encoder, inputs, prompt, **asked).num_truncated == cut
+
+
 def test_too_many_windows_in_all_are_refused(encoder: Encoder) -> None:
-    with pytest.raises(InvalidRequest, match="windows or more, wanted at most 6"):
+    with pytest.raises(InvalidRequest, match="rows or more, wanted at most 6"):
         encode(encoder, ["the film " * 30] * 4, TOKEN, stride=2)
 
 
@@ -138,17 +232,29 @@ JSON = st.recursive(
     max_leaves=8,
 )
 NAMES = st.sampled_from(["truncation", "top_k", "stride", "ignore_labels", "delimiter", "is_split_into_words"])
+MORE_NAMES = st.sampled_from(["doc_stride", "max_answer_len", "max_seq_len", "max_question_len", "align_to_words"])
+FAMILIES = (prompt_of(), prompt_of(pair=True), TOKEN, QUESTIONS, CHOICES, ROLES)
+NEARLY = (
+    st.fixed_dictionaries({"question": TEXTS, "context": TEXTS})
+    | st.fixed_dictionaries({"premise": TEXTS, "choices": st.lists(TEXTS, max_size=4)}, optional={"question": JSON})
+    | st.fixed_dictionaries({"words": st.lists(TEXTS, max_size=9), "predicates": st.lists(st.integers(-1, 9))})
+)
+NUMBERS = st.integers(-1, 20) | JSON
 
 
-@given(inputs=JSON | st.lists(TEXTS), asked=st.dictionaries(NAMES, JSON, max_size=2), number=st.integers(0, 2))
-@settings(max_examples=300, deadline=None)
+@given(
+    inputs=JSON | st.lists(TEXTS) | NEARLY | st.lists(NEARLY, max_size=3),
+    asked=st.dictionaries(NAMES | MORE_NAMES, NUMBERS, max_size=2),
+    number=st.integers(0, len(FAMILIES) - 1),
+)
+@settings(max_examples=600, deadline=None)
 def test_any_json_is_encoded_or_refused_as_the_callers_mistake(
     inputs: object, asked: dict[str, object], number: int
 ) -> None:
     encoder = Encoder(TOKENIZER, lambda offset: POSITIONS, LIMITS)
     encoder.close()
     with contextlib.suppress(RequestError):
-        request = encoder.encode_now((prompt_of(), prompt_of(pair=True), TOKEN)[number], inputs, asked)
+        request = encoder.encode_now(FAMILIES[number], inputs, asked)
         assert all(2 <= row.num_tokens <= 16 for row in request.rows)
         assert sum(request.num_rows_of_input) == len(request.rows)
 
@@ -181,11 +287,6 @@ def test_the_position_offset_shortens_the_longest_row(encoder: Encoder, offset: 
 def test_an_offset_that_leaves_no_position_is_refused(encoder: Encoder) -> None:
     with pytest.raises(BackboneError, match="position offset of 64 leaves no position"):
         encode(encoder, "a", prompt_of(offset=POSITIONS))
-
-
-def test_an_unknown_family_is_refused(encoder: Encoder) -> None:
-    with pytest.raises(UnsupportedFamily):
-        encode(encoder, "a", prompt_of(TaskFamily.QUESTION_ANSWERING))
 
 
 def test_the_event_loop_can_wait_for_it(encoder: Encoder) -> None:

@@ -12,7 +12,7 @@ from prefixbank.model_store.address import Address
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import NoSuchStore, PromptTooLarge
 from prefixbank.model_store.store import PromptStore
-from prefixbank.model_store.tasks import family_of
+from prefixbank.model_store.tasks import task_module
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 from prefixbank.serving.limits import Limits
 from prefixbank.serving.predict import Predictor
@@ -35,9 +35,11 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 
 def encoded(backbone: Backbone, prompt: TaskPrompt, count: int) -> list[Features]:
-    module, tokenizer = family_of(prompt.family), TextTokenizer(backbone.tokenizer)
-    items = module.parse_inputs(texts(count), prompt.preprocessing, module.parse_parameters({})).items
-    return [module.encode(tokenizer, prompt.preprocessing, item, max_tokens=64) for item in items]
+    prep, tokenizer = prompt.preprocessing, TextTokenizer(backbone.tokenizer)
+    module = task_module(prompt.family, prep)
+    asked = module.parse_parameters({})
+    items = module.parse_inputs(texts(count), prep, asked).items
+    return [row for item in items for row in module.encode_rows(tokenizer, prep, item, asked, max_tokens=64)]
 
 
 def test_prompts_in_hand_a_store_and_its_folder_answer_alike(backbone: Backbone, tmp_path: Path) -> None:

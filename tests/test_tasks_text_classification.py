@@ -10,9 +10,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, TextClassificationPipeline
 
-from prefixbank.model_store.errors import InputTooLong, InvalidRequest, UnsupportedFamily
-from prefixbank.model_store.task_prompt import Preprocessing, TaskFamily
-from prefixbank.model_store.tasks import family_of
+from prefixbank.model_store.errors import InputTooLong, InvalidRequest
+from prefixbank.model_store.task_prompt import Preprocessing
 from prefixbank.model_store.tasks.features import Text, Words
 from prefixbank.model_store.tasks.text_classification import TextClassification
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
@@ -158,9 +157,3 @@ def test_a_long_pair_is_refused_unless_the_request_cuts_it(tokenizer: TextTokeni
     (row,) = FAMILY.encode_rows(tokenizer, PAIR, item, FAMILY.parse_parameters({"truncation": True}), max_tokens=8)
     assert row.truncated
     assert row.type_ids.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
-
-
-@pytest.mark.parametrize("family", [TaskFamily.QUESTION_ANSWERING, TaskFamily.MULTIPLE_CHOICE])
-def test_a_family_of_another_version_is_refused_by_name(family: TaskFamily) -> None:
-    with pytest.raises(UnsupportedFamily, match=f"found {family}, this version serves text-classification, token"):
-        family_of(family)

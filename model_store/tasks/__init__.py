@@ -4,61 +4,53 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from prefixbank.model_store.errors import UnsupportedFamily
-from prefixbank.model_store.task_prompt import TaskFamily
-from prefixbank.model_store.tasks.features import Truncation
+from prefixbank.model_store.task_prompt import AnsweringSpec, RolesSpec, TaskFamily
+from prefixbank.model_store.tasks.multiple_choice import MultipleChoice
+from prefixbank.model_store.tasks.question_answering import QuestionAnswering
+from prefixbank.model_store.tasks.semantic_roles import SemanticRoles
 from prefixbank.model_store.tasks.text_classification import TextClassification
 from prefixbank.model_store.tasks.token_classification import TokenClassification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from prefixbank.model_store.task_prompt import Preprocessing
-    from prefixbank.model_store.tasks.features import Features, TaskInput
+    from prefixbank.model_store.tasks.features import Features
     from prefixbank.model_store.tasks.request import RequestInputs, RequestParameters
     from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 
 
 class TaskModule(Protocol):
-    """What a family does, without state."""
+    """What a family does with the settings of one task; without state."""
 
     @property
     def is_token_level(self) -> bool:
-        """Logits come as one row of classes per token; otherwise one per input row."""
+        """A row's logits are [K, C], one set of outputs per position that the head reads; otherwise [C]."""
 
     def num_outputs(self, labels: Sequence[str]) -> int:
-        """Classes C of the head."""
+        """Outputs C of the head."""
 
     def parse_parameters(self, parameters: Mapping[str, object]) -> RequestParameters:
         """Validated parameters, or InvalidRequest."""
 
-    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> RequestInputs:
+    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> RequestInputs[Any]:
         """The inputs of a request, or InvalidRequest."""
-
-    def encode(
-        self,
-        tokenizer: TextTokenizer,
-        prep: Preprocessing,
-        item: TaskInput,
-        *,
-        max_tokens: int,
-        truncation: Truncation = Truncation.REFUSE,
-    ) -> Features:
-        """One input as one row, or InputTooLong."""
 
     def encode_rows(
         self,
         tokenizer: TextTokenizer,
         prep: Preprocessing,
-        item: TaskInput,
+        item: Any,
         parameters: RequestParameters,
         *,
         max_tokens: int,
     ) -> tuple[Features, ...]:
-        """The rows of one input as a request's parameters ask for them."""
+        """The rows of one of the family's own inputs as a request's parameters ask for them, or InputTooLong."""
 
     def decode(
         self,
@@ -67,18 +59,39 @@ class TaskModule(Protocol):
         labels: Sequence[str],
         parameters: RequestParameters,
     ) -> list[dict[str, Any]]:
-        """The answer for one input from the logits of its rows: [C] each, or [T, C] where token-level."""
+        """The answer for one input from the logits of its rows: [C] each, or [K, C] where token-level."""
+
+    def arrange(self, answers: list[list[dict[str, Any]]], parameters: RequestParameters, *, batched: bool) -> Any:
+        """The JSON of a request from the answers of its inputs, as the family's clients unpack it."""
 
 
-_FAMILIES: dict[TaskFamily, TaskModule] = {
-    TaskFamily.TEXT_CLASSIFICATION: TextClassification(),
-    TaskFamily.TOKEN_CLASSIFICATION: TokenClassification(),
-}
+def task_module(family: TaskFamily, prep: Preprocessing) -> TaskModule:
+    """The functions of a task: its family's, with the settings that its preprocessing names.
+
+    Raises:
+        UnsupportedFamily: this version does not serve or train it.
+    """
+    match family:
+        case TaskFamily.TEXT_CLASSIFICATION:
+            return _text_classification(prep)
+        case TaskFamily.TOKEN_CLASSIFICATION:
+            return TokenClassification()
+        case TaskFamily.QUESTION_ANSWERING:
+            return QuestionAnswering(**(prep.answering or AnsweringSpec()).model_dump())
+        case TaskFamily.MULTIPLE_CHOICE:
+            return MultipleChoice()
+        case TaskFamily.SEMANTIC_ROLES:
+            return SemanticRoles(**(prep.roles or RolesSpec()).model_dump())
 
 
-def family_of(family: TaskFamily) -> TaskModule:
-    """The functions of a family, or UnsupportedFamily."""
-    if family not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
-        raise UnsupportedFamily(f"task family: found {family}, this version serves {known}")
-    return _FAMILIES[family]
+def _text_classification(prep: Preprocessing) -> TaskModule:
+    if prep.verbalizer is not None:
+        raise UnsupportedFamily("this version reads labels, and not words at masks: the task has a verbalizer")
+    return TextClassification()
+
+
+def read_positions(module: TaskModule, row: Features) -> NDArray[np.int64]:
+    """The K positions of a row whose states the head reads, [K]; text tokens are counted, virtual ones are not."""
+    if row.reads is not None:
+        return row.reads
+    return np.arange(row.num_tokens if module.is_token_level else 1, dtype=np.int64)

@@ -2,7 +2,7 @@
 
 It refuses to know how texts are split into tokens (`tokenizer.py`) and what a task wants from them.
 
-Shape letters: T tokens of one row, special tokens included, prefix excluded.
+Shape letters: T tokens of one row, special tokens included, prefix excluded; K positions that a head reads.
 """
 
 from __future__ import annotations
@@ -33,12 +33,32 @@ class Text(NamedTuple):
     text: str
     text_pair: str | None = None
 
+    @property
+    def num_characters(self) -> int:
+        """How long it is, a separator after each text included."""
+        return sum(len(text) + 1 for text in self if text is not None)
+
+    @property
+    def num_repeated_characters(self) -> int:
+        """No text of it is tokenised twice."""
+        return 0
+
 
 class Words(NamedTuple):
     """One text that the caller has split into words; offsets refer to the words joined by `delimiter`."""
 
     words: tuple[str, ...]
     delimiter: str = " "
+
+    @property
+    def num_characters(self) -> int:
+        """How long it is, a separator after each word included."""
+        return sum(len(word) + 1 for word in self.words)
+
+    @property
+    def num_repeated_characters(self) -> int:
+        """No word of it is tokenised twice."""
+        return 0
 
 
 TaskInput: TypeAlias = Text | Words
@@ -80,6 +100,8 @@ class Features:
     truncated: bool = False
     """Some of the input is not in the row, because the caller asked for CUT."""
     alignment: Alignment | None = None
+    reads: NDArray[np.int64] | None = None
+    """[K] positions whose states the head reads, where they are neither the first nor all: a verbalizer's masks."""
 
     @property
     def num_tokens(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from prefixbank.model_store.tasks.features import Features, Text, Truncation
-from prefixbank.model_store.tasks.request import RequestParameters, parse_parameters, wrong_inputs
+from prefixbank.model_store.tasks.request import RequestInputs, RequestParameters, parse_parameters, wrong_inputs
 from prefixbank.model_store.tasks.rows import pooled_row
 from prefixbank.model_store.tasks.text_classification import softmax
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from prefixbank.model_store.task_prompt import Preprocessing
     from prefixbank.model_store.tasks.tokenizer import TextTokenizer
+
+Answer = list[dict[str, Any]]
 
 LABELS = ("score",)
 """The one output of the head."""
@@ -56,12 +58,15 @@ class Choices(NamedTuple):
         first = f"{self.premise} {self.connector}" if self.connector else self.premise
         return tuple(Text(first, choice) for choice in self.choices)
 
+    @property
+    def num_characters(self) -> int:
+        """How long its pairs are."""
+        return sum(pair.num_characters for pair in self.pairs)
 
-class ChoiceInputs(NamedTuple):
-    """The inputs of one request, in order."""
-
-    items: tuple[Choices, ...]
-    batched: bool
+    @property
+    def num_repeated_characters(self) -> int:
+        """The premise stands in every row."""
+        return (len(self.choices) - 1) * (len(self.pairs[0].text) + 1)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -84,14 +89,16 @@ class MultipleChoice:
         """Validated parameters, or InvalidRequest."""
         return parse_parameters(MultipleChoiceParameters, parameters)
 
-    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> ChoiceInputs:
+    def parse_inputs(
+        self, inputs: object, prep: Preprocessing, parameters: RequestParameters
+    ) -> RequestInputs[Choices]:
         """The premises of a request: `{"premise", "choices"}`, with `question` where a connector shall stand between.
 
         `question` is one of CONNECTORS, or absent.
         """
         if isinstance(inputs, list):
-            return ChoiceInputs(tuple(map(_choices, inputs)), batched=True)
-        return ChoiceInputs((_choices(inputs),), batched=False)
+            return RequestInputs(tuple(map(_choices, inputs)), batched=True)
+        return RequestInputs((_choices(inputs),), batched=False)
 
     def encode(
         self,
@@ -127,12 +134,16 @@ class MultipleChoice:
         rows: Sequence[Features],
         labels: Sequence[str],
         parameters: RequestParameters,
-    ) -> list[dict[str, Any]]:
+    ) -> Answer:
         """The choices of one premise with their probability, best first, from one logit [1] each."""
         assert isinstance(parameters, MultipleChoiceParameters)
         scores = choice_scores(logits)
         best = np.argsort(-scores, kind="stable")[: parameters.top_k]
         return [{"label": _choice_of(rows[i]), "index": int(i), "score": float(scores[i])} for i in best]
+
+    def arrange(self, answers: list[Answer], parameters: RequestParameters, *, batched: bool) -> list[Answer] | Answer:
+        """A list of choices per premise of a batch; the bare list of a single one."""
+        return answers if batched else answers[0]
 
 
 def choice_scores(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import Field
 
 from prefixbank.model_store.errors import InputTooLong, InvalidRequest
+from prefixbank.model_store.task_prompt import MAX_ANSWER_TOKENS, MAX_BEST
 from prefixbank.model_store.tasks.features import Alignment, Features, Text, Truncation, Words
 from prefixbank.model_store.tasks.request import RequestInputs, RequestParameters, parse_parameters, wrong_inputs
 from prefixbank.model_store.tasks.rows import CHARACTERS_PER_TOKEN, MAX_WINDOWS
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from prefixbank.model_store.tasks.features import TaskInput
     from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 
+Answer = list[dict[str, Any]]
+
 LABELS = ("start", "end")
 """The two outputs of the head, in order."""
 NULL_TOKEN = 0
@@ -51,10 +54,10 @@ class QuestionAnsweringParameters(RequestParameters):
     """The pipeline's parameters, by its names."""
 
     top_k: Count | None = None
-    """How many answers, best first; 1 when absent."""
+    """How many answers, best first, MAX_BEST at most; 1 when absent."""
     doc_stride: Annotated[int, Field(ge=0)] | None = None
     """Tokens shared between neighbouring windows."""
-    max_answer_len: Count | None = None
+    max_answer_len: Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS)] | None = None
     """Longest answer in tokens."""
     max_seq_len: Count | None = None
     """Longest window in tokens; the task's when absent or longer."""
@@ -118,7 +121,7 @@ class QuestionAnswering:
         """Validated parameters, or InvalidRequest."""
         return parse_parameters(QuestionAnsweringParameters, parameters)
 
-    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> RequestInputs:
+    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> RequestInputs[Text]:
         """The questions of a request's `inputs`: `{"question", "context"}` or a list of such."""
         if isinstance(inputs, list):
             return RequestInputs(tuple(map(_question_and_context, inputs)), batched=True)
@@ -180,7 +183,7 @@ class QuestionAnswering:
         rows: Sequence[Features],
         labels: Sequence[str],
         parameters: RequestParameters,
-    ) -> list[dict[str, Any]]:
+    ) -> Answer:
         """The best answers from the logits [T, 2] of one question's windows, as many as asked for."""
         assert isinstance(parameters, QuestionAnsweringParameters)
         top_k = parameters.top_k or 1
@@ -188,7 +191,7 @@ class QuestionAnswering:
             logits,
             rows,
             max_answer_tokens=parameters.max_answer_len or self.max_answer_tokens,
-            num_best=max(top_k, self.num_best),
+            num_best=min(max(top_k, self.num_best), MAX_BEST),
             whole_words=bool(parameters.align_to_words),
         )
         choices = list(found.candidates)
@@ -199,6 +202,12 @@ class QuestionAnswering:
         scores = softmax(logit_sums)
         best = np.argsort(-logit_sums, kind="stable")[:top_k]
         return [_answer(found.text, choices[place], float(scores[place])) for place in best]
+
+    def arrange(self, answers: list[Answer], parameters: RequestParameters, *, batched: bool) -> Any:
+        """One answer per question where one was asked for, otherwise a list; of a single question, no list around."""
+        assert isinstance(parameters, QuestionAnsweringParameters)
+        arranged = [answer[0] for answer in answers] if (parameters.top_k or 1) == 1 else answers
+        return arranged if batched else arranged[0]
 
     def _question(
         self, tokenizer: TextTokenizer, prep: Preprocessing, text: str, parameters: QuestionAnsweringParameters
@@ -266,23 +275,53 @@ def _spans(
     start_N, end_N = logits_T2[inside].astype(np.float64).T
     longest = min(max_tokens, len(inside))
     end_NK = sliding_window_view(np.append(end_N, np.full(longest - 1, -np.inf)), longest)
-    score_NK = start_N[:, None] + end_NK
-    count = min(2 * num_best, score_NK.size)
-    for place in np.argpartition(-score_NK, count - 1, axis=None)[:count]:
-        start, length = divmod(int(place), longest)
-        if start + length >= len(inside):
-            continue
-        span = _characters(alignment, int(inside[start]), int(inside[start + length]), whole_words)
+    words = _word_bounds(alignment) if whole_words else None
+    for n, k, score in _largest_sums(start_N, end_NK, 2 * num_best):
+        span = _characters(alignment, int(inside[n]), int(inside[n + k]), words)
         if span is not None:
-            yield Candidate(*span, float(score_NK[start, length]))
+            yield Candidate(*span, score)
 
 
-def _characters(alignment: Alignment, first: int, last: int, whole_words: bool) -> tuple[int, int] | None:
-    """Where tokens `first` to `last` lie in the text, without blanks at the ends; None where nothing is left."""
-    if whole_words:
-        word_ids = alignment.word_ids
-        first = next(t for t, word in enumerate(word_ids) if word is not None and word == word_ids[first])
-        last = max(t for t, word in enumerate(word_ids) if word is not None and word == word_ids[last])
+def _largest_sums(
+    start_N: NDArray[np.float64], end_NK: NDArray[np.float64], count: int
+) -> Iterator[tuple[int, int, float]]:
+    """Places n, k of the `count` largest finite start_N[n] + end_NK[n, k].
+
+    A start whose best span is not among the best of `count` starts has none of the best `count` spans.
+    """
+    places_S = _places_of_largest(start_N + end_NK.max(axis=1), count)
+    score_SK = start_N[places_S, None] + end_NK[places_S]
+    for place in _places_of_largest(score_SK.ravel(), count):
+        s, k = divmod(int(place), score_SK.shape[1])
+        if np.isfinite(score_SK[s, k]):
+            yield int(places_S[s]), k, float(score_SK[s, k])
+
+
+def _places_of_largest(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    count = min(count, scores.size)
+    return np.asarray(np.argpartition(-scores, count - 1)[:count], dtype=np.int64)
+
+
+def _word_bounds(alignment: Alignment) -> dict[int, tuple[int, int]]:
+    """First and last token of each word."""
+    bounds: dict[int, tuple[int, int]] = {}
+    for t, word in enumerate(alignment.word_ids):
+        if word is not None:
+            bounds[word] = (bounds.get(word, (t, t))[0], t)
+    return bounds
+
+
+def _characters(
+    alignment: Alignment, first: int, last: int, words: Mapping[int, tuple[int, int]] | None
+) -> tuple[int, int] | None:
+    """Where tokens `first` to `last` lie in the text, without blanks at the ends; None where nothing is left.
+
+    Args:
+        words: first and last token of each word, to which an answer is stretched; None leaves it as it is.
+    """
+    first_word, last_word = alignment.word_ids[first], alignment.word_ids[last]
+    if words is not None and first_word is not None and last_word is not None:
+        first, last = words[first_word][0], words[last_word][1]
     start, end = alignment.offsets[first][0], alignment.offsets[last][1]
     answer = alignment.text[start:end]
     start += len(answer) - len(answer.lstrip())

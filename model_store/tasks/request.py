@@ -5,7 +5,7 @@ It refuses to know the families' own parameters and the wire.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,8 +14,6 @@ from prefixbank.model_store.tasks.features import Truncation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from prefixbank.model_store.tasks.features import TaskInput
 
 SHOWN_CHARACTERS = 40
 """How much of a wrong value an error message repeats."""
@@ -35,10 +33,25 @@ class RequestParameters(BaseModel):
         return Truncation.CUT if self.truncation else Truncation.REFUSE
 
 
-class RequestInputs(NamedTuple):
+class RequestItem(Protocol):
+    """One input of a request: a value of its family."""
+
+    @property
+    def num_characters(self) -> int:
+        """Characters that are tokenised for it; a text that stands in several rows counts in each."""
+
+    @property
+    def num_repeated_characters(self) -> int:
+        """How many of them are tokenised again for another row."""
+
+
+ItemT_co = TypeVar("ItemT_co", bound=RequestItem, covariant=True)
+
+
+class RequestInputs(NamedTuple, Generic[ItemT_co]):
     """The inputs of one request, in order."""
 
-    items: tuple[TaskInput, ...]
+    items: tuple[ItemT_co, ...]
     batched: bool
     """The request brought a list, so the answer is one."""
 

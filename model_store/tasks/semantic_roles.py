@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefixbank.model_store.errors import InputTooLong
 from prefixbank.model_store.tasks.features import Alignment, Features, Truncation, Words
-from prefixbank.model_store.tasks.request import RequestParameters, parse_parameters, wrong_inputs
+from prefixbank.model_store.tasks.request import RequestInputs, RequestParameters, parse_parameters, wrong_inputs
 from prefixbank.model_store.tasks.rows import aligned_row
 from prefixbank.model_store.tasks.spans import OUTSIDE, spans_of
 from prefixbank.model_store.tasks.text_classification import softmax
@@ -33,9 +33,13 @@ if TYPE_CHECKING:
     from prefixbank.model_store.task_prompt import Preprocessing
     from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 
+Answer = list[dict[str, Any]]
+
 VERB = "V"
 """The role of the predicate itself: given, so neither answered nor counted."""
 CONTINUATION = "C-"
+MAX_PREDICATES = 64
+"""Rows that one sentence may become."""
 
 
 class SemanticRolesParameters(RequestParameters):
@@ -52,12 +56,19 @@ class Predicates(NamedTuple):
     predicates: tuple[int, ...]
     delimiter: str = " "
 
+    @property
+    def num_characters(self) -> int:
+        """How long the sentence is, as often as it is encoded."""
+        return len(self.predicates) * self._length
 
-class PredicateInputs(NamedTuple):
-    """The inputs of one request, in order."""
+    @property
+    def num_repeated_characters(self) -> int:
+        """The sentence stands in every row."""
+        return (len(self.predicates) - 1) * self._length
 
-    items: tuple[Predicates, ...]
-    batched: bool
+    @property
+    def _length(self) -> int:
+        return sum(len(word) + 1 for word in self.words)
 
 
 class Argument(NamedTuple):
@@ -92,13 +103,15 @@ class SemanticRoles:
         """Validated parameters, or InvalidRequest."""
         return parse_parameters(SemanticRolesParameters, parameters)
 
-    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> PredicateInputs:
+    def parse_inputs(
+        self, inputs: object, prep: Preprocessing, parameters: RequestParameters
+    ) -> RequestInputs[Predicates]:
         """The sentences of a request: `{"words", "predicates"}` or a list of such; predicates are word numbers."""
         assert isinstance(parameters, SemanticRolesParameters)
         delimiter = " " if parameters.delimiter is None else parameters.delimiter
         if isinstance(inputs, list):
-            return PredicateInputs(tuple(_predicates(item, delimiter) for item in inputs), batched=True)
-        return PredicateInputs((_predicates(inputs, delimiter),), batched=False)
+            return RequestInputs(tuple(_predicates(item, delimiter) for item in inputs), batched=True)
+        return RequestInputs((_predicates(inputs, delimiter),), batched=False)
 
     def encode(
         self,
@@ -135,9 +148,13 @@ class SemanticRoles:
         rows: Sequence[Features],
         labels: Sequence[str],
         parameters: RequestParameters,
-    ) -> list[dict[str, Any]]:
+    ) -> Answer:
         """The arguments of each predicate of one sentence from the logits [T, C] of their rows."""
         return [_frame(logits_TC, row, labels) for logits_TC, row in zip(logits, rows, strict=True)]
+
+    def arrange(self, answers: list[Answer], parameters: RequestParameters, *, batched: bool) -> list[Answer] | Answer:
+        """A list of frames per sentence of a batch; the bare list of a single one."""
+        return answers if batched else answers[0]
 
     def _row(
         self,
@@ -216,7 +233,7 @@ def _without_suffix(row: Features, item: Predicates, predicate: int, kept: slice
         num_words=len(item.words),
     )
     truncated = row.truncated or kept != slice(0, len(item.words))
-    return PredicateFeatures(row.token_ids, row.type_ids, truncated, alignment, predicate)
+    return PredicateFeatures(row.token_ids, row.type_ids, truncated, alignment, predicate=predicate)
 
 
 def _frame(logits_TC: NDArray[np.float32], row: Features, labels: Sequence[str]) -> dict[str, Any]:
@@ -258,7 +275,8 @@ def _predicates(item: object, delimiter: str) -> Predicates:
         words, predicates = item["words"], item["predicates"]
         if _are_words(words) and _are_places(predicates, len(words)):
             return Predicates(tuple(words), tuple(predicates), delimiter)
-    raise wrong_inputs(item, '{"words": [texts], "predicates": [one or more word numbers, from 0]}, or a list of such')
+    wanted = f'{{"words": [texts], "predicates": [1 to {MAX_PREDICATES} word numbers, from 0]}}, or a list of such'
+    raise wrong_inputs(item, wanted)
 
 
 def _are_words(found: object) -> bool:
@@ -268,6 +286,6 @@ def _are_words(found: object) -> bool:
 def _are_places(found: object, num_words: int) -> bool:
     return (
         isinstance(found, list)
-        and bool(found)
+        and 1 <= len(found) <= MAX_PREDICATES
         and all(type(place) is int and 0 <= place < num_words for place in found)
     )

@@ -52,7 +52,7 @@ class TextClassification:
         """Validated parameters, or InvalidRequest."""
         return parse_parameters(TextClassificationParameters, parameters)
 
-    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> RequestInputs:
+    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> RequestInputs[Text]:
         """The texts or pairs of a request's `inputs`.
 
         A pair is `{"text", "text_pair"}` or a list of two strings; a list of anything else is a batch.
@@ -100,6 +100,10 @@ class TextClassification:
         scores = _scores(logits[0], parameters.function_to_apply)
         best = np.argsort(-scores, kind="stable")[: parameters.top_k]
         return [{"label": labels[c], "score": float(scores[c])} for c in best]
+
+    def arrange(self, answers: list[Answer], parameters: RequestParameters, *, batched: bool) -> list[Answer]:
+        """A list per input, also where there is one: that is what Hugging Face's clients unpack."""
+        return answers
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

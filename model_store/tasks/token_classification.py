@@ -84,7 +84,9 @@ class TokenClassification:
         """Validated parameters, or InvalidRequest."""
         return parse_parameters(TokenClassificationParameters, parameters)
 
-    def parse_inputs(self, inputs: object, prep: Preprocessing, parameters: RequestParameters) -> RequestInputs:
+    def parse_inputs(
+        self, inputs: object, prep: Preprocessing, parameters: RequestParameters
+    ) -> RequestInputs[TaskInput]:
         """The texts of a request's `inputs`: a string or a list of strings, or words where it says so."""
         assert isinstance(parameters, TokenClassificationParameters)
         if parameters.is_split_into_words:
@@ -140,6 +142,10 @@ class TokenClassification:
         ]
         return without_overlaps(entities) if len(rows) > 1 else entities
 
+    def arrange(self, answers: list[Answer], parameters: RequestParameters, *, batched: bool) -> list[Answer] | Answer:
+        """A list per input of a batch; the bare entities of a single one."""
+        return answers if batched else answers[0]
+
 
 def first_token_targets(features: Features, word_classes: Sequence[int]) -> NDArray[np.int64]:
     """Training targets [T]: each word's class at its first token, NO_TARGET elsewhere."""
@@ -169,7 +175,7 @@ def alignment_of(features: Features) -> Alignment:
     return features.alignment
 
 
-def _parse_words(inputs: object, delimiter: str) -> RequestInputs:
+def _parse_words(inputs: object, delimiter: str) -> RequestInputs[Words]:
     if isinstance(inputs, list) and inputs and all(isinstance(item, list) for item in inputs):
         return RequestInputs(tuple(_words(item, delimiter) for item in inputs), batched=True)
     return RequestInputs((_words(inputs, delimiter),), batched=False)
