@@ -62,7 +62,7 @@ def _path(location: Iterable[str | int]) -> list[str]:
 
 def _is_branch(part: str) -> bool:
     """`literal['all']`, `tuple[...]` and the names of sections; fields and data sets begin in lower case."""
-    return "[" in part or part in ("int", "float", "bool", "str") or part.endswith("Interval")
+    return "[" in part or part in ("int", "float", "bool", "str", "constrained-float") or part.endswith("Interval")
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

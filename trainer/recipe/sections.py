@@ -242,9 +242,10 @@ class OptimiserSection(Section):
     """Longest gradient over prefix and head together."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay. Zero as published; pulling keys towards zero is not a neutral act."""
-    backbone_dropout: bool = False
-    """Keep the backbone's own hidden dropouts active, as published. Off by default: short runs on small backbones
-    reach more without; turn it on for runs of many epochs and for full fine-tuning."""
+    backbone_dropout: bool | Share = False
+    """Keep the backbone's own hidden dropouts active, as published; a number takes the place of their share. Off by
+    default: short runs on small backbones reach more without; turn it on for runs of many epochs and for full
+    fine-tuning."""
 
 
 class SelectionSection(Section):
