@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefixbank.model_store.errors import UnsupportedFamily
 from prefixbank.model_store.task_prompt import (
     AnsweringSpec,
     Preprocessing,
@@ -19,6 +18,8 @@ from prefixbank.model_store.tasks.features import Features, Text, Words
 from prefixbank.model_store.tasks.multiple_choice import Choices
 from prefixbank.model_store.tasks.question_answering import QuestionAnswering
 from prefixbank.model_store.tasks.semantic_roles import Predicates, SemanticRoles
+from prefixbank.model_store.tasks.verbalizer import Verbalizer
+from tests.prompt_cases import WORDS
 
 ROW = Features(np.arange(5), np.zeros(5, dtype=np.int64))
 
@@ -107,8 +108,8 @@ def test_answers_are_arranged_as_clients_unpack_them(
     assert task.arrange(answers, task.parse_parameters(asked), batched=batched) == arranged
 
 
-def test_a_verbalizer_is_not_taken_for_a_classifier_of_labels() -> None:
-    from tests.prompt_cases import WORDS
-
-    with pytest.raises(UnsupportedFamily, match="verbalizer"):
-        module(TaskFamily.TEXT_CLASSIFICATION, pair=True, verbalizer=WORDS)
+def test_a_verbalizer_is_read_at_its_masks() -> None:
+    task = module(TaskFamily.TEXT_CLASSIFICATION, pair=True, verbalizer=WORDS)
+    assert task == Verbalizer(WORDS)
+    assert task.is_token_level
+    assert task.num_outputs(["no", "yes"]) == len(WORDS.outputs)

@@ -25,6 +25,7 @@ from prefixbank.model_store.backbones.seam import SEAM, SeamLayer, mark
 from prefixbank.model_store.backbones.sources import locate, read_config, weight_files
 from prefixbank.model_store.errors import BackboneError, UnsupportedBackbone
 from prefixbank.model_store.task_prompt import BackboneRef
+from prefixbank.model_store.tasks.tokenizer import mask_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MASK_TOKENS = ("[MASK]", "<mask>")
 
 
 def load_backbone(source: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Backbone:
@@ -68,7 +68,7 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32, device: to
         pooler=pooler,
         has_token_types=architecture.has_token_types(config),
         layers_path=architecture.layers,
-        mask_id=_mask_id(tokenizer),
+        mask_id=mask_id_of(tokenizer),
         lm_head=load_lm_head(weight_files(folder), config, model),
     )
     _mark_layers(model, architecture, config)
@@ -129,11 +129,6 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True).backend_tokenizer
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(f"{folder} holds no tokenizer that the fast backend can build: {error}") from error
-
-
-def _mask_id(tokenizer: Tokenizer) -> int | None:
-    ids = (tokenizer.token_to_id(name) for name in _MASK_TOKENS)
-    return next((token_id for token_id in ids if token_id is not None), None)
 
 
 def _take_pooler(model: PreTrainedModel, missing: set[str], folder: Path) -> nn.Module | None:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from prefixbank.model_store.errors import UnsupportedFamily
 from prefixbank.model_store.task_prompt import AnsweringSpec, RolesSpec, TaskFamily
 from prefixbank.model_store.tasks.multiple_choice import MultipleChoice
 from prefixbank.model_store.tasks.question_answering import QuestionAnswering
 from prefixbank.model_store.tasks.semantic_roles import SemanticRoles
 from prefixbank.model_store.tasks.text_classification import TextClassification
 from prefixbank.model_store.tasks.token_classification import TokenClassification
+from prefixbank.model_store.tasks.verbalizer import Verbalizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,14 +66,10 @@ class TaskModule(Protocol):
 
 
 def task_module(family: TaskFamily, prep: Preprocessing) -> TaskModule:
-    """The functions of a task: its family's, with the settings that its preprocessing names.
-
-    Raises:
-        UnsupportedFamily: this version does not serve or train it.
-    """
+    """The functions of a task: its family's, with the settings that its preprocessing names."""
     match family:
         case TaskFamily.TEXT_CLASSIFICATION:
-            return _text_classification(prep)
+            return TextClassification() if prep.verbalizer is None else Verbalizer(prep.verbalizer)
         case TaskFamily.TOKEN_CLASSIFICATION:
             return TokenClassification()
         case TaskFamily.QUESTION_ANSWERING:
@@ -82,12 +78,6 @@ def task_module(family: TaskFamily, prep: Preprocessing) -> TaskModule:
             return MultipleChoice()
         case TaskFamily.SEMANTIC_ROLES:
             return SemanticRoles(**(prep.roles or RolesSpec()).model_dump())
-
-
-def _text_classification(prep: Preprocessing) -> TaskModule:
-    if prep.verbalizer is not None:
-        raise UnsupportedFamily("this version reads labels, and not words at masks: the task has a verbalizer")
-    return TextClassification()
 
 
 def read_positions(module: TaskModule, row: Features) -> NDArray[np.int64]:

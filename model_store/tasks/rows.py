@@ -27,7 +27,7 @@ MAX_WINDOWS = 64
 """Rows that one text may become."""
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """What is tokenised, after the cut by characters, and where it lies in the whole text."""
 
     item: TaskInput
@@ -63,7 +63,7 @@ def aligned_windows(
         InvalidRequest: the stride leaves no step forward.
         InputTooLong: it would take more than MAX_WINDOWS rows.
     """
-    source = _source(item, prep, MAX_WINDOWS * max_tokens, Truncation.REFUSE)
+    source = source_of(item, prep, MAX_WINDOWS * max_tokens, Truncation.REFUSE)
     first = tokenizer.split(source.texts[0], add_prefix_space=prep.add_prefix_space)
     room = _room(tokenizer, max_tokens, num_texts=1)
     _check_windows(len(first), room, stride)
@@ -75,11 +75,11 @@ def aligned_windows(
 
 def _fit(
     tokenizer: TextTokenizer, prep: Preprocessing, item: TaskInput, max_tokens: int, truncation: Truncation
-) -> tuple[_Source, TokenEncoding, bool]:
-    source = _source(item, prep, max_tokens, truncation)
+) -> tuple[Source, TokenEncoding, bool]:
+    source = source_of(item, prep, max_tokens, truncation)
     parts = [tokenizer.split(text, add_prefix_space=prep.add_prefix_space) for text in source.texts]
     room = _room(tokenizer, max_tokens, len(parts))
-    kept = _kept([len(part) for part in parts], room)
+    kept = kept_lengths([len(part) for part in parts], room)
     cut = [len(part) for part in parts] != kept
     if cut and truncation is Truncation.REFUSE:
         found = sum(len(part) for part in parts) + max_tokens - room
@@ -89,7 +89,7 @@ def _fit(
     return source, tokenizer.finish(*parts, add_prefix_space=prep.add_prefix_space), cut
 
 
-def _kept(lengths: Sequence[int], room: int) -> list[int]:
+def kept_lengths(lengths: Sequence[int], room: int) -> list[int]:
     """Tokens kept of each text, as Hugging Face's `longest_first`: the longer text gives way first."""
     if sum(lengths) <= room:
         return list(lengths)
@@ -119,24 +119,29 @@ def _check_windows(num_tokens: int, room: int, stride: int) -> None:
         raise InputTooLong(f"inputs: found {windows} windows of {room} tokens, at most {MAX_WINDOWS} are taken")
 
 
-def _source(item: TaskInput, prep: Preprocessing, max_tokens: int, truncation: Truncation) -> _Source:
+def source_of(item: TaskInput, prep: Preprocessing, max_tokens: int, truncation: Truncation) -> Source:
+    """The input's texts, cut to as many characters as could matter in `max_tokens`.
+
+    Raises:
+        InputTooLong: they have more, and may not be cut.
+    """
     limit = max(MIN_CHARACTERS, CHARACTERS_PER_TOKEN * max_tokens)
     texts = (item.words,) if isinstance(item, Words) else tuple(text for text in item if text is not None)
     found = max(_num_characters(text) for text in texts)
     if found <= limit:
-        return _Source(item, texts, first_character=0, first_word=0, cut=False)
+        return Source(item, texts, first_character=0, first_word=0, cut=False)
     if truncation is Truncation.REFUSE:
         raise InputTooLong(f"inputs: found {found} characters, this task takes at most {limit}")
     return _cut_characters(item, texts, limit, prep.truncation_side)
 
 
-def _cut_characters(item: TaskInput, texts: tuple[str | tuple[str, ...], ...], limit: int, side: str) -> _Source:
+def _cut_characters(item: TaskInput, texts: tuple[str | tuple[str, ...], ...], limit: int, side: str) -> Source:
     if isinstance(item, Words):
         keep = _words_within(item.words, limit, side)
-        return _Source(item, (item.words[keep],), first_character=0, first_word=keep.start, cut=True)
+        return Source(item, (item.words[keep],), first_character=0, first_word=keep.start, cut=True)
     starts = [max(0, len(text) - limit) if side == "left" else 0 for text in texts]
     kept = tuple(text[start : start + limit] for text, start in zip(texts, starts, strict=True))
-    return _Source(item, kept, first_character=starts[0], first_word=0, cut=True)
+    return Source(item, kept, first_character=starts[0], first_word=0, cut=True)
 
 
 def _words_within(words: tuple[str, ...], limit: int, side: str) -> slice:
@@ -158,7 +163,7 @@ def _features(encoding: TokenEncoding, *, truncated: bool, alignment: Alignment 
     return Features(read_only(encoding.ids), read_only(encoding.type_ids), truncated, alignment)
 
 
-def _alignment(tokenizer: TextTokenizer, source: _Source, encoding: TokenEncoding) -> Alignment:
+def _alignment(tokenizer: TextTokenizer, source: Source, encoding: TokenEncoding) -> Alignment:
     item, special = source.item, tuple(map(bool, encoding.special_tokens_mask))
     ids = tuple(None if word is None else word + source.first_word for word in encoding.word_ids)
     if isinstance(item, Text):

@@ -71,9 +71,14 @@ class TextClassification:
         truncation: Truncation = Truncation.REFUSE,
     ) -> Features:
         """One input as one row. Trainer and server use the same."""
+        text = self.checked(item, prep)
+        return pooled_row(tokenizer, prep, text, max_tokens=max_tokens, truncation=truncation)
+
+    def checked(self, item: TaskInput, prep: Preprocessing) -> Text:
+        """The input as the one text or the pair that the task takes, or InvalidRequest."""
         if isinstance(item, Words) or (item.text_pair is not None) != prep.pair:
             raise wrong_inputs(list(item), _wanted(pair=prep.pair))
-        return pooled_row(tokenizer, prep, item, max_tokens=max_tokens, truncation=truncation)
+        return item
 
     def encode_rows(
         self,

@@ -43,6 +43,8 @@ class TextTokenizer:
         self._spec = raw.to_str()
         self._splitter = _splitter(self._spec)
         self.unknown_id = _unknown_id(json.loads(self._spec)["model"], self._splitter.plain)
+        self.mask_id = mask_id_of(raw)
+        """The token that a masked language model fills in; None where the vocabulary has none."""
         self.marks_continuation = bool(getattr(raw.model, "continuing_subword_prefix", None))
         """Tokens inside a word look different from those that begin one (WordPiece)."""
 
@@ -90,6 +92,12 @@ class TextTokenizer:
         spec = json.loads(self._spec)
         changed = [_set_prefix_space(spec[part]) for part in ("pre_tokenizer", "post_processor")]
         return _splitter(json.dumps(spec)) if any(changed) else self._splitter
+
+
+def mask_id_of(raw: Tokenizer) -> int | None:
+    """The token that a masked language model fills in, as the BERT or the RoBERTa family calls it."""
+    ids = (raw.token_to_id(name) for name in ("[MASK]", "<mask>"))
+    return next((token_id for token_id in ids if token_id is not None), None)
 
 
 def read_only(ids: list[int]) -> NDArray[np.int64]:
