@@ -12,6 +12,7 @@ import torch
 
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
+from prefixbank.model_store.backbones.packing import PackRow
 from prefixbank.model_store.errors import (
     InvalidData,
     ServingMismatch,
@@ -19,12 +20,13 @@ from prefixbank.model_store.errors import (
     TrainingInterrupted,
 )
 from prefixbank.model_store.task_prompt import Pooler, TaskPrompt
-from prefixbank.trainer.evaluate import predict
-from prefixbank.trainer.loop import Loop
-from prefixbank.trainer.network import build
+from prefixbank.trainer.build import build
+from prefixbank.trainer.deep_prompt import DeepPrompt
+from prefixbank.trainer.pack import Pack
+from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import Recipe, parse
-from prefixbank.trainer.run import Trained, prepare, train
+from prefixbank.trainer.run import Trained, train
 from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefixbank.model_store.backbones.backbone import Backbone
+    from prefixbank.model_store.backbones.packing import PackedTokens
     from prefixbank.model_store.tasks.features import Features
+    from prefixbank.trainer.build import Built
 
 WORDS = ["film", "quiet", "joy", "dull", "plot", "table", "seven", "lights", "kitchen", "weather", "music", "sky"]
 
@@ -108,47 +112,88 @@ def test_the_artifact_answers_what_the_report_says(root: Path, tmp_path: Path, b
     assert sorted(path.name for path in trained.folder.iterdir()) == ["manifest.json", "prompt.safetensors"]
 
 
-def test_only_prompt_and_head_take_gradients(root: Path, backbone: Backbone) -> None:
-    recipe = recipe_of(head={"dropout": 0.0})
-    rows = prepare(recipe, root, backbone).rows["train"]
-    network = build(recipe, backbone, rows, 2)
-    network.training_logits(network.assemble(rows[:4])).sum().backward()
-    trained = network.trained()
-    assert set(trained) == {"prompt.kv_N2HPD", "head.classifier.weight", "head.classifier.bias"}
-    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trained.values())
-    assert all(tensor.grad is None for tensor in backbone.model.parameters())
+def built(recipe: Recipe, root: Path, backbone: Backbone) -> Built:
+    prepared = prepare(recipe, root, backbone)
+    return build(recipe, backbone, prepared, root=root, folder=None, display=LogDisplay())
+
+
+def deep_prompt(recipe: Recipe, root: Path, backbone: Backbone) -> DeepPrompt:
+    prompt = built(recipe, root, backbone).trial.prompt
+    assert isinstance(prompt, DeepPrompt)
+    return prompt
 
 
 def test_nothing_is_differentiated_below_the_lowest_prompted_layer(root: Path, backbone: Backbone) -> None:
-    recipe = recipe_of(prompt={"layers": [2]})
-    rows = prepare(recipe, root, backbone).rows["train"]
-    network = build(recipe, backbone, rows, 2)
+    trial, pack = built(recipe_of(prompt={"layers": [2]}), root, backbone)
     states: list[torch.Tensor] = []
     hooks = [layer.register_forward_hook(lambda _m, _i, o: states.append(o)) for layer in backbone.model.encoder.layer]
-    network.training_logits(network.assemble(rows[:4]))
+    Pack(backbone, keep_states=False).losses([trial], [trial.share()])
     for hook in hooks:
         hook.remove()
     assert [state.requires_grad for state in states] == [False, False, True]
+    assert pack.keep_states
 
 
 @pytest.mark.parametrize("init", ["text", "random"])
 def test_a_prompt_begins_at_the_scale_of_real_keys_and_values(init: str, root: Path, backbone: Backbone) -> None:
     recipe = recipe_of(prompt={"init": init, "length": 400, "layers": [0, 2]})
-    rows = prepare(recipe, root, backbone).rows["train"]
-    kv_N2HPD = build(recipe, backbone, rows, 2).prompt.kv_N2HPD.detach()
+    kv_N2HPD = deep_prompt(recipe, root, backbone).values().detach()
     assert kv_N2HPD.shape == (2, 2, 4, 400, 8)
-    real = backbone.key_values(build(recipe, backbone, rows, 2).assemble(rows).tokens)[[0, 2]]
+    real = backbone.key_values(packed_training_rows(recipe, root, backbone))[[0, 2]]
     torch.testing.assert_close(kv_N2HPD.mean((3, 4)), real.mean((3, 4)), atol=0.1, rtol=0.1)
     torch.testing.assert_close(kv_N2HPD.std(3), real.std(3), atol=0.1, rtol=0.2)
 
 
+def packed_training_rows(recipe: Recipe, root: Path, backbone: Backbone) -> PackedTokens:
+    items = prepare(recipe, root, backbone).parts[""].items["train"]
+    return backbone.pack([PackRow(row.token_ids, row.type_ids) for item in items for row in item.rows])
+
+
 def test_a_text_start_copies_keys_and_values_of_training_tokens(root: Path, backbone: Backbone) -> None:
     recipe = recipe_of()
-    rows = prepare(recipe, root, backbone).rows["train"]
-    network = build(recipe, backbone, rows, 2)
-    real_TD = backbone.key_values(network.assemble(rows).tokens)[0, 0, 0]
-    distance_PT = torch.cdist(network.prompt.kv_N2HPD[0, 0, 0].detach(), real_TD)
-    assert distance_PT.min(1).values.max() < 1e-4
+    real_TD = backbone.key_values(packed_training_rows(recipe, root, backbone))[0, 0, 0]
+    begun = deep_prompt(recipe, root, backbone).values()[0, 0, 0].detach()
+    assert torch.cdist(begun, real_TD).min(1).values.max() < 1e-4
+
+
+def test_a_start_from_labels_repeats_their_words(root: Path, backbone: Backbone) -> None:
+    kv_N2HPD = deep_prompt(recipe_of(prompt={"init": "labels", "length": 40}), root, backbone).values().detach()
+    assert len(torch.unique(kv_N2HPD[0, 0, 0], dim=0)) < 40
+
+
+def test_a_published_start_is_small_noise(root: Path, backbone: Backbone) -> None:
+    kv_N2HPD = deep_prompt(recipe_of(prompt={"init": "normal", "length": 200}), root, backbone).values().detach()
+    assert float(kv_N2HPD.std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_stored_start_continues_where_the_other_run_ended(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    first = run(recipe_of(prompt={"dtype": "float32"}), root, tmp_path / "first", backbone)
+    stored = {"init": "stored", "start": str(first.folder), "dtype": "float32"}
+    still = {"prompt_rate": 0.0, "head_rate": 0.0, "epochs": 1}
+    again = run(recipe_of(prompt=stored, optimiser=still), root, tmp_path / "again", backbone)
+    assert same_bits(prompt_of(first), prompt_of(again))
+    assert again.report["metrics"] == first.report["metrics"]
+
+
+def test_a_stored_start_of_another_length_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    first = run(recipe_of(), root, tmp_path / "first", backbone)
+    stored = {"init": "stored", "start": str(first.folder), "length": 7}
+    with pytest.raises(TrainingError, match=r"found 6 tokens in layers .*wanted 7 tokens"):
+        run(recipe_of(prompt=stored), root, tmp_path / "again", backbone)
+
+
+def test_an_mlp_is_folded_away(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    changes = {"parameterisation": "mlp", "mlp_width": 16, "dtype": "float32"}
+    trained = run(recipe_of(prompt=changes), root, tmp_path, backbone)
+    assert prompt_of(trained).kv_N2HPD.shape == (3, 2, 4, 6, 8)
+    assert trained.report["trained_parameters"] == 6 * 32 + (32 * 16 + 16) + (16 * 6 * 32 + 6 * 32) + 2 * 32 + 2
+
+
+def test_a_shallow_prompt_is_vectors_before_the_text(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    prompt = prompt_of(run(recipe_of(method="shallow"), root, tmp_path, backbone))
+    assert prompt.shallow_PM is not None
+    assert prompt.shallow_PM.shape == (6, 32)
+    assert (prompt.layers, prompt.prefix_length, prompt.shallow_length) == ((), 0, 6)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_path: Path, backbone: Backbone) -> None:
@@ -251,22 +296,19 @@ def test_bfloat16_trains_float32_prompts(root: Path, tmp_path: Path) -> None:
     assert prompt_of(run(recipe, root, tmp_path / "out", halved)).kv_N2HPD.dtype == torch.float32
 
 
-def test_what_is_folded_is_what_was_evaluated(root: Path, backbone: Backbone) -> None:
-    recipe = recipe_of()
-    prepared = prepare(recipe, root, backbone)
-    network = build(recipe, backbone, prepared.rows["train"], 2)
-    network.prompt.round_to(torch.float16)
-    folded = network.prompt.fold(torch.float16)
-    assert torch.equal(folded.float(), network.prompt.kv_N2HPD)
+@pytest.mark.parametrize("parameterisation", ["embedding", "mlp"])
+def test_what_is_folded_is_what_was_evaluated(parameterisation: str, root: Path, backbone: Backbone) -> None:
+    prompt = deep_prompt(recipe_of(prompt={"parameterisation": parameterisation}), root, backbone)
+    prompt.round_to(torch.float16)
+    assert torch.equal(prompt.fold(torch.float16).float(), prompt.values())
 
 
 def test_a_row_is_evaluated_the_same_alone(root: Path, backbone: Backbone) -> None:
-    recipe = recipe_of("token-classification")
-    rows = prepare(recipe, root, backbone).rows["train"]
-    network = build(recipe, backbone, rows, 3)
-    together = predict(network, rows)
-    for row, logits_TC in list(zip(rows, together, strict=True))[:5]:
-        np.testing.assert_allclose(predict(network, [row])[0], logits_TC, atol=1e-5)
+    trial, pack = built(recipe_of("token-classification"), root, backbone)
+    [part] = trial.parts
+    together = pack.predict(trial, part, part.train)
+    for item, [logits_TC] in list(zip(part.train, together, strict=True))[:5]:
+        np.testing.assert_allclose(pack.predict(trial, part, [item])[0][0], logits_TC, atol=1e-5)
 
 
 def test_served_logits_that_differ_are_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
@@ -286,7 +328,7 @@ def test_a_position_offset_shifts_and_shortens(root: Path, tmp_path: Path, backb
 
 
 def test_a_layer_that_the_backbone_lacks_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(TrainingError, match="found layer 3, wanted layers 0 to 2"):
+    with pytest.raises(TrainingError, match="found layer 3, wanted 0 to 2"):
         run(recipe_of(prompt={"layers": [1, 3]}), root, tmp_path, backbone)
 
 
@@ -297,21 +339,15 @@ def test_a_label_unseen_in_training_is_refused_by_line(root: Path, tmp_path: Pat
 
 
 def test_a_loss_that_is_no_number_stops_the_run(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    recipe = recipe_of()
-    rows = prepare(recipe, root, backbone).rows["train"]
-    network = build(recipe, backbone, rows, 2)
-    torch.nn.init.constant_(network.head.classifier.bias, float("nan"))
-    loop = Loop(network, rows, rows, ("happy", "plain"), identity="", folder=tmp_path, display=LogDisplay())
-    with pytest.raises(TrainingError, match="found a loss of nan"):
-        loop.run()
+    with pytest.raises(TrainingError, match="found a loss of nan, wanted a finite one"):
+        run(recipe_of(optimiser={"weight_decay": 1e30}), root, tmp_path, backbone)
 
 
 def test_a_prompt_that_overflows_its_storage_is_refused(root: Path, backbone: Backbone) -> None:
-    recipe = recipe_of()
-    network = build(recipe, backbone, prepare(recipe, root, backbone).rows["train"], 2)
-    torch.nn.init.constant_(network.prompt.kv_N2HPD, 1e30)
+    prompt = deep_prompt(recipe_of(), root, backbone)
+    torch.nn.init.constant_(prompt.kv_N2HPD, 1e30)
     with pytest.raises(TrainingError, match=r"prompt\.dtype"):
-        network.prompt.fold(torch.float16)
+        prompt.fold(torch.float16)
 
 
 def test_the_report_counts_and_doubts(root: Path, tmp_path: Path, backbone: Backbone) -> None:

@@ -16,7 +16,9 @@ from prefixbank.model_store.tasks.spans import SpanScores
 from prefixbank.trainer import checkpoint, metrics
 from prefixbank.trainer.batches import epoch_order, evaluation_order
 from prefixbank.trainer.interruption import catch_interruption
-from prefixbank.trainer.loop import Epoch, State, rate_factor
+from prefixbank.trainer.recipe import OptimiserSection
+from prefixbank.trainer.schedule import rate_factor
+from prefixbank.trainer.trial import Epoch, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +56,14 @@ def test_a_span_interval_is_narrow_when_every_row_is_alike() -> None:
 
 
 def test_the_rate_climbs_then_falls_to_nothing() -> None:
-    factors = [rate_factor(step, 10, 0.2) for step in range(11)]
+    section = OptimiserSection(epochs=2, warmup=0.2)
+    factors = [rate_factor(section, step, 5) for step in range(11)]
     assert factors == pytest.approx([0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0])
+
+
+def test_the_published_rate_of_sequence_tasks_falls_once_an_epoch() -> None:
+    section = OptimiserSection(epochs=3, warmup=0, schedule="exponential", gamma=0.5)
+    assert [rate_factor(section, step, 2) for step in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 9))

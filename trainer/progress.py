@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from prefixbank.trainer.loop import Epoch
+    from prefixbank.trainer.trial import Epoch
 
 logger = logging.getLogger(__name__)
 

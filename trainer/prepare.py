@@ -1,0 +1,89 @@
+"""Prepare: the data sets of a recipe read, labelled and tokenised, exactly as the server will tokenise requests.
+
+It refuses to know parameters, steps and metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefixbank.model_store.errors import TrainingError
+from prefixbank.trainer.families import family_for
+from prefixbank.trainer.readers import read_splits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefixbank.model_store.backbones.backbone import Backbone
+    from prefixbank.model_store.task_prompt import Preprocessing
+    from prefixbank.trainer.families import Family, Item
+    from prefixbank.trainer.recipe import Recipe
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPart:
+    """One data set, ready for the backbone."""
+
+    family: Family
+    labels: tuple[str, ...]
+    prep: Preprocessing
+    items: dict[str, list[Item]]
+    """By split; those of "train" are units of training, the others whole examples."""
+    files: dict[str, str]
+    """What the recipe names, and the SHA-256 of what was found there."""
+    skipped: dict[str, list[str]]
+    """Bad rows that were left out, by split: where, and what was wrong."""
+
+    @property
+    def reported(self) -> str:
+        return "test" if self.items["test"] else "validation"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The data sets of a recipe, by name; a single one is called ""."""
+
+    parts: dict[str, PreparedPart]
+
+    def identity(self, recipe: Recipe) -> str:
+        """Digest of recipe and data."""
+        facts = [recipe.model_dump(mode="json"), {name: part.files for name, part in self.parts.items()}]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def prepare(recipe: Recipe, root: Path, backbone: Backbone) -> Prepared:
+    """Read and tokenise all splits of all data sets.
+
+    Raises:
+        InvalidData: a file cannot be read, or has too many bad rows.
+        TrainingError: there is nothing to tell apart, or rows do not fit the backbone.
+    """
+    return Prepared({name: _prepare(part, root, backbone) for name, part in recipe.parts.items()})
+
+
+def _prepare(recipe: Recipe, root: Path, backbone: Backbone) -> PreparedPart:
+    assert recipe.data is not None, "a part without data. This is a bug."
+    _check_length(recipe, backbone)
+    splits = read_splits(recipe, root)
+    family = family_for(recipe, backbone, splits.train)
+    labels = family.labels(splits.train, recipe.data.labels)
+    prep = family.preprocessing(labels)
+    items = {
+        name: family.items(getattr(splits, name), labels, backbone.tokenizer, prep, training=name == "train")
+        for name in SPLITS
+    }
+    return PreparedPart(family, labels, prep, items, splits.files, splits.skipped)
+
+
+def _check_length(recipe: Recipe, backbone: Backbone) -> None:
+    most = backbone.max_tokens(recipe.position_offset)
+    if recipe.max_tokens > most:
+        raise TrainingError(f"max_tokens: found {recipe.max_tokens}, wanted at most {most} on this backbone")
+    if recipe.method == "shallow" and recipe.prompt.length > backbone.max_positions:
+        found = recipe.prompt.length
+        raise TrainingError(f"prompt.length: found {found}, wanted at most {backbone.max_positions} on this backbone")
