@@ -2,12 +2,12 @@
 
 It refuses to know recipes and how logits are computed.
 
-Shape letters: R rows, C classes.
+Shape letters: K rows, C labels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -15,26 +15,21 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from prefixbank.model_store.task_prompt import Preprocessing
-from prefixbank.model_store.tasks.features import Text, Truncation
+from prefixbank.model_store.tasks.features import Text
 from prefixbank.model_store.tasks.text_classification import TextClassification
-from prefixbank.model_store.tasks.tokenizer import TextTokenizer
-from prefixbank.trainer import metrics
+from prefixbank.trainer.families import labelled
 from prefixbank.trainer.families.classes import class_of, numbered, sorted_labels, two_or_more
-from prefixbank.trainer.families.family import Item, Logits, Scores, mean_loss
-from prefixbank.trainer.readers.examples import Example, TextExample
+from prefixbank.trainer.families.encoding import RowEncoder
+from prefixbank.trainer.families.family import Item, Scores, mean_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from numpy.typing import NDArray
     from tokenizers import Tokenizer
     from torch import Tensor
 
-METRICS: dict[str, Callable[[NDArray[np.int64]], float]] = {
-    "accuracy": metrics.accuracy,
-    "macro_f1": metrics.macro_f1,
-    "matthews": metrics.matthews,
-}
+    from prefixbank.trainer.families.family import Logits
+    from prefixbank.trainer.readers.examples import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +40,21 @@ class Classification:
     text_fields: tuple[str, ...] = ("text",)
     """Input columns of the data, first text first."""
     metric: str = "accuracy"
-    task: TextClassification = field(default_factory=TextClassification)
+    num_mistakes: int = 0
+    """Shown in a report."""
+
+    @property
+    def task(self) -> TextClassification:
+        return TextClassification()
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("loss", *METRICS)
+        return labelled.NAMES
 
     def labels(self, examples: Sequence[Example], fixed: tuple[str, ...] | None) -> tuple[str, ...]:
-        return two_or_more(fixed or sorted_labels(_text(example).label for example in examples))
+        labels = two_or_more(fixed or sorted_labels(labelled.text_of(example).label for example in examples))
+        labelled.check_metric(self.metric, labels)
+        return labels
 
     def preprocessing(self, labels: Sequence[str]) -> Preprocessing:
         pair = len(self.text_fields) == 2
@@ -67,43 +69,42 @@ class Classification:
         *,
         training: bool,
     ) -> list[Item]:
-        splitter, classes = TextTokenizer(tokenizer), numbered(labels)
-        items = []
-        for example in map(_text, examples):
-            row = self.task.encode(
-                splitter, prep, Text(*example.texts), max_tokens=prep.max_tokens, truncation=Truncation.CUT
-            )
-            items.append(Item((row,), np.array([class_of(example.label, classes, example.where)]), example))
-        return items
+        return text_items(examples, labels, RowEncoder(self.task, tokenizer, prep))
 
     def loss(self, logits_KC: Tensor, items: Sequence[Item]) -> Tensor:
-        targets_K = torch.from_numpy(np.concatenate([item.targets for item in items])).to(logits_KC.device)
-        return cross_entropy(logits_KC, targets_K)
+        return label_loss(logits_KC, items)
 
     def tuned(self, logits: Logits, items: Sequence[Item]) -> Self:
         return self
 
     def score(self, logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> Scores:
-        confusion_CC = _confusion(logits, items, len(labels))
-        found = {name: metric(confusion_CC) for name, metric in METRICS.items()}
-        return Scores({"loss": mean_loss(self, logits, items), **found})
+        loss = mean_loss(self, logits, items)
+        return Scores({"loss": loss, **labelled.label_metrics(np.stack([rows[0] for rows in logits]), items)})
 
     def score_in_full(self, logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> Scores:
-        confusion_CC = _confusion(logits, items, len(labels))
-        intervals = {name: metrics.confusion_interval(metric, confusion_CC) for name, metric in METRICS.items()}
-        details = {"labels": list(labels), "confusion": confusion_CC.tolist()}
-        return Scores(self.score(logits, items, labels).metrics, intervals, details)
+        plain = self.score(logits, items, labels).metrics
+        scores_RC = np.stack([rows[0] for rows in logits])
+        return labelled.label_scores(plain, scores_RC, items, labels, self.num_mistakes)
 
     def counts(self, items: Sequence[Item], labels: Sequence[str]) -> dict[str, int]:
-        found_C = np.bincount([int(item.targets[0]) for item in items], minlength=len(labels))
-        return dict(zip(labels, found_C.tolist(), strict=True))
+        return labelled.label_counts(items, labels)
 
 
-def _text(example: Example) -> TextExample:
-    assert isinstance(example, TextExample), "an example of another family. This is a bug."
-    return example
+def text_items(examples: Sequence[Example], labels: Sequence[str], encoder: RowEncoder) -> list[Item]:
+    """A row and the number of its label for every example.
+
+    Raises:
+        InvalidData: an example has a label that is not among `labels`.
+    """
+    classes = numbered(labels)
+    items = []
+    for example in map(labelled.text_of, examples):
+        target = class_of(example.label, classes, example.where)
+        items.append(Item(encoder.rows(Text(*example.texts), example.where), np.array([target]), example))
+    return items
 
 
-def _confusion(logits: Logits, items: Sequence[Item], classes: int) -> NDArray[np.int64]:
-    gold = [int(item.targets[0]) for item in items]
-    return metrics.confusion(gold, [int(rows[0].argmax()) for rows in logits], classes)
+def label_loss(scores_KC: Tensor, items: Sequence[Item]) -> Tensor:
+    """Mean cross entropy of labels' scores, one row per example."""
+    targets_K = torch.from_numpy(np.concatenate([item.targets for item in items])).to(scores_KC.device)
+    return cross_entropy(scores_KC, targets_K)

@@ -7,16 +7,15 @@ Shape letters: T tokens of a row, K positions of a row whose logits are read, C 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
     from tokenizers import Tokenizer
     from torch import Tensor
 
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from prefixbank.model_store.tasks.features import Features
     from prefixbank.trainer.readers.examples import Example
 
-    Logits: TypeAlias = Sequence[Sequence[NDArray[np.float32]]]
-    """By item, then by its rows: [C] each, or [K, C] where the head reads several positions."""
+Logits: TypeAlias = Sequence[Sequence[NDArray[np.float32]]]
+"""By item, then by its rows: [C] each, or [K, C] where the head reads several positions."""
 
 
 class Item(NamedTuple):

@@ -8,20 +8,28 @@ Shape letters: T tokens of a row, K tokens of all rows, C classes.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from prefixbank.model_store.tasks.semantic_roles import Argument
 from prefixbank.model_store.tasks.spans import OUTSIDE, SpanScores, spans_of
-from prefixbank.model_store.tasks.token_classification import NO_TARGET, word_classes
+from prefixbank.model_store.tasks.text_classification import softmax
+from prefixbank.model_store.tasks.token_classification import NO_TARGET, alignment_of
+from prefixbank.trainer.families.confidence import Confidence
+from prefixbank.trainer.families.mistakes import Mark, Mistake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from prefixbank.model_store.tasks.features import Features
     from prefixbank.trainer.families.family import Item, Logits
 
 
@@ -38,12 +46,60 @@ def labelled_loss(logits_KC: Tensor, items: Sequence[Item]) -> Tensor:
     return summed / (targets_K != NO_TARGET).sum().clamp(min=1)
 
 
-def predicted_tags(logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> list[tuple[str, ...]]:
-    """The tags of each example's words; a word that was cut off counts as predicted outside."""
-    return [
-        tuple(OUTSIDE if c is None else labels[c] for c in word_classes(rows[0], item.rows[0]))
-        for rows, item in zip(logits, items, strict=True)
+class Tagged(NamedTuple):
+    """What was found for one example's words."""
+
+    tags: tuple[str, ...]
+    """A word that was cut off counts as found outside."""
+    scores: tuple[float, ...]
+    """Probability of each word's tag; 0 for a word that was cut off."""
+
+
+class Judged(NamedTuple):
+    """One example's answers beside the true ones."""
+
+    words: tuple[str, ...]
+    scores: tuple[float, ...]
+    gold: tuple[Argument, ...]
+    found: tuple[Argument, ...]
+    where: str
+    group: object
+    """What it was drawn with."""
+    shown: tuple[Argument, ...] = ()
+    """What is given, and shown beside the answers."""
+
+
+def tagged(logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> list[Tagged]:
+    """The tag of each word of each example, read at its first token."""
+    return [_tagged(rows[0], item.rows[0], labels) for rows, item in zip(logits, items, strict=True)]
+
+
+def span_answers(tags: Sequence[str]) -> tuple[Argument, ...]:
+    """The spans of tags as answers of one part each."""
+    return tuple(Argument(span.kind, ((span.start, span.end),)) for span in spans_of(tags))
+
+
+def confidence_of(judged: Iterable[Judged]) -> Confidence:
+    """Of every answer found: the mean probability of its words' tags, and whether it is true."""
+    rows = [
+        (_confidence(answer, one), answer in one.gold, one.group)  #
+        for one in judged
+        for answer in one.found
     ]
+    confidence_R, correct_R, groups_R = zip(*rows, strict=True) if rows else ((), (), ())
+    return Confidence(confidence_R, correct_R, groups_R)
+
+
+def tagging_mistakes(judged: Iterable[Judged]) -> Iterator[Mistake]:
+    """The more answers of an example are wrong or missed, the worse; then the surer."""
+    for one in judged:
+        wrong, missed = set(one.found) - set(one.gold), set(one.gold) - set(one.found)
+        if wrong or missed:
+            sure = max(_confidence(answer, one) for answer in wrong or missed)
+            expected, found = (_written(answers, one.words) for answers in (one.gold, one.found))
+            text = " ".join(one.words)
+            cost = len(wrong | missed) + min(sure, 0.999)
+            yield Mistake(cost, one.where, (text,), expected, found, sure, tuple(_marks(one)))
 
 
 def tag_counts(items: Sequence[Item], labels: Sequence[str]) -> dict[str, int]:
@@ -70,3 +126,37 @@ def as_json(by_kind: Mapping[str, SpanScores]) -> dict[str, dict[str, float]]:
         kind: {"gold": s.num_gold, "precision": s.precision, "recall": s.recall, "f1": s.f1}
         for kind, s in by_kind.items()
     }
+
+
+def _tagged(logits_TC: NDArray[np.float32], row: Features, labels: Sequence[str]) -> Tagged:
+    alignment, scores_TC = alignment_of(row), softmax(logits_TC)
+    tags, scores = [OUTSIDE] * alignment.num_words, [0.0] * alignment.num_words
+    for t in alignment.first_tokens:
+        word = alignment.word_ids[t]
+        assert word is not None
+        best = int(logits_TC[t].argmax())
+        tags[word], scores[word] = labels[best], float(scores_TC[t, best])
+    return Tagged(tuple(tags), tuple(scores))
+
+
+def _confidence(answer: Argument, judged: Judged) -> float:
+    return fmean(judged.scores[word] for start, end in answer.parts for word in range(start, end))
+
+
+def _written(answers: Iterable[Argument], words: Sequence[str]) -> str:
+    texts = (
+        f"{answer.role}: {' ... '.join(' '.join(words[start:end]) for start, end in answer.parts)}"
+        for answer in answers
+    )
+    return "; ".join(texts) or "nothing"
+
+
+def _marks(judged: Judged) -> Iterator[Mark]:
+    ends = list(accumulate((len(word) + 1 for word in judged.words), initial=0))
+    for answer in dict.fromkeys((*judged.gold, *judged.found, *judged.shown)):
+        is_true, is_found = answer in judged.gold, answer in judged.found
+        kind: Literal["expected", "found", "both"] = (
+            "both" if is_true == is_found else "expected" if is_true else "found"
+        )
+        for start, end in answer.parts:
+            yield Mark(0, ends[start], ends[end] - 1, kind, answer.role)

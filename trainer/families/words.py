@@ -7,26 +7,33 @@ Shape letters: K tokens of all rows, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from prefixbank.model_store.task_prompt import Preprocessing
-from prefixbank.model_store.tasks.features import Truncation, Words
+from prefixbank.model_store.tasks.features import Words
 from prefixbank.model_store.tasks.spans import span_scores
 from prefixbank.model_store.tasks.token_classification import TokenClassification, first_token_targets
-from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 from prefixbank.trainer import metrics
 from prefixbank.trainer.families.classes import class_of, numbered, two_or_more
+from prefixbank.trainer.families.confidence import with_calibration
+from prefixbank.trainer.families.encoding import RowEncoder
 from prefixbank.trainer.families.family import Item, Scores, mean_loss
+from prefixbank.trainer.families.mistakes import worst
 from prefixbank.trainer.families.tagging import (
+    Judged,
+    Tagged,
     as_json,
+    confidence_of,
     labelled_loss,
-    predicted_tags,
     scores_by_kind,
+    span_answers,
     tag_counts,
+    tagged,
+    tagging_mistakes,
     tags_of,
 )
-from prefixbank.trainer.readers.examples import Example, WordsExample
+from prefixbank.trainer.readers.examples import WordsExample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prefixbank.trainer.families.family import Logits
+    from prefixbank.trainer.readers.examples import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,11 @@ class WordLabels:
     max_tokens: int
     text_fields: tuple[str, ...] = ("text",)
     metric: str = "span_f1"
-    task: TokenClassification = field(default_factory=TokenClassification)
+    num_mistakes: int = 0
+
+    @property
+    def task(self) -> TokenClassification:
+        return TokenClassification()
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -65,12 +77,10 @@ class WordLabels:
         *,
         training: bool,
     ) -> list[Item]:
-        splitter, classes = TextTokenizer(tokenizer), numbered(labels)
+        encoder, classes = RowEncoder(self.task, tokenizer, prep), numbered(labels)
         items = []
         for example in map(_words, examples):
-            row = self.task.encode(
-                splitter, prep, Words(example.words), max_tokens=prep.max_tokens, truncation=Truncation.CUT
-            )
+            (row,) = encoder.rows(Words(example.words), example.where)
             found = [class_of(tag, classes, example.where) for tag in example.tags]
             items.append(Item((row,), first_token_targets(row, found), example))
         return items
@@ -82,16 +92,21 @@ class WordLabels:
         return self
 
     def score(self, logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> Scores:
-        total = span_scores(_gold(items), predicted_tags(logits, items, labels))
+        total = span_scores(_gold(items), [one.tags for one in tagged(logits, items, labels)])
         found = {"span_f1": total.f1, "precision": total.precision, "recall": total.recall}
         return Scores({"loss": mean_loss(self, logits, items), **found})
 
     def score_in_full(self, logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> Scores:
-        gold, found = _gold(items), predicted_tags(logits, items, labels)
-        by_row = [span_scores([g], [f]) for g, f in zip(gold, found, strict=True)]
+        gold, found = _gold(items), tagged(logits, items, labels)
+        by_row = [span_scores([g], [f.tags]) for g, f in zip(gold, found, strict=True)]
+        judged = [_judged(_words(item.example), one) for item, one in zip(items, found, strict=True)]
+        details = {
+            "by_type": as_json(scores_by_kind(gold, [one.tags for one in found])),
+            "mistakes": worst(tagging_mistakes(judged), self.num_mistakes),
+        }
         intervals = {"span_f1": metrics.span_interval(by_row)}
-        details = {"by_type": as_json(scores_by_kind(gold, found))}
-        return Scores(self.score(logits, items, labels).metrics, intervals, details)
+        plain = self.score(logits, items, labels).metrics
+        return with_calibration(Scores(plain, intervals, details), confidence_of(judged))
 
     def counts(self, items: Sequence[Item], labels: Sequence[str]) -> dict[str, int]:
         return tag_counts(items, labels)
@@ -104,3 +119,8 @@ def _words(example: Example) -> WordsExample:
 
 def _gold(items: Sequence[Item]) -> list[tuple[str, ...]]:
     return [_words(item.example).tags for item in items]
+
+
+def _judged(example: WordsExample, found: Tagged) -> Judged:
+    gold, answers = span_answers(example.tags), span_answers(found.tags)
+    return Judged(example.words, found.scores, gold, answers, example.where, example.where)
