@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prefixbank.model_store.errors import (
     ArtifactError,
@@ -27,6 +27,7 @@ from prefixbank.model_store.errors import (
     StoreError,
     UnknownTask,
 )
+from prefixbank.model_store.tasks import task_settings
 from prefixbank.serving.host_cache import HostCache
 from prefixbank.serving.loaded_prompt import LoadedPrompt, prepare
 
@@ -76,6 +77,8 @@ class TaskFacts(NamedTuple):
     max_tokens: int
     is_pair: bool
     created: str
+    settings: dict[str, Any]
+    """What only the task's family has."""
 
 
 class TaskStatus(NamedTuple):
@@ -298,4 +301,5 @@ def _facts_of(prompt: LoadedPrompt) -> TaskFacts:
         prompt.max_tokens,
         task.preprocessing.pair,
         task.provenance.created,
+        task_settings(task.family, task.preprocessing),
     )

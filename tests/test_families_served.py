@@ -24,7 +24,7 @@ from prefixbank.serving.limits import Limits
 from prefixbank.serving.memory_store import MemoryStore
 from prefixbank.serving.predict import Predictor
 from prefixbank.serving.service import Service
-from tests.family_cases import CHOICES, QUESTIONS, ROLES, family_input, family_prompt, family_tasks
+from tests.family_prompts import CHOICES, QUESTIONS, ROLES, family_input, family_prompt, family_tasks
 from tests.serving_cases import mixed_tasks, texts
 from tests.tiny import SENTENCES, tiny_backbone_folder
 

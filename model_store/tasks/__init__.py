@@ -73,11 +73,24 @@ def task_module(family: TaskFamily, prep: Preprocessing) -> TaskModule:
         case TaskFamily.TOKEN_CLASSIFICATION:
             return TokenClassification()
         case TaskFamily.QUESTION_ANSWERING:
-            return QuestionAnswering(**(prep.answering or AnsweringSpec()).model_dump())
+            return QuestionAnswering(**task_settings(family, prep))
         case TaskFamily.MULTIPLE_CHOICE:
             return MultipleChoice()
         case TaskFamily.SEMANTIC_ROLES:
-            return SemanticRoles(**(prep.roles or RolesSpec()).model_dump())
+            return SemanticRoles(**task_settings(family, prep))
+
+
+def task_settings(family: TaskFamily, prep: Preprocessing) -> dict[str, Any]:
+    """The settings of a task that only its family has, defaults spelled out."""
+    match family:
+        case TaskFamily.QUESTION_ANSWERING:
+            return (prep.answering or AnsweringSpec()).model_dump()
+        case TaskFamily.SEMANTIC_ROLES:
+            return (prep.roles or RolesSpec()).model_dump()
+        case TaskFamily.TEXT_CLASSIFICATION if prep.verbalizer is not None:
+            return {"template": prep.verbalizer.template, "words": prep.verbalizer.words}
+        case _:
+            return {}
 
 
 def read_positions(module: TaskModule, row: Features) -> NDArray[np.int64]:

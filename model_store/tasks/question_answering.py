@@ -54,7 +54,7 @@ class QuestionAnsweringParameters(RequestParameters):
     """The pipeline's parameters, by its names."""
 
     top_k: Count | None = None
-    """How many answers, best first, MAX_BEST at most; 1 when absent."""
+    """How many answers, best first, at most 100; 1 when absent."""
     doc_stride: Annotated[int, Field(ge=0)] | None = None
     """Tokens shared between neighbouring windows."""
     max_answer_len: Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS)] | None = None

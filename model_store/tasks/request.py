@@ -22,7 +22,7 @@ SHOWN_CHARACTERS = 40
 class RequestParameters(BaseModel):
     """Parameters every family takes. `null` means not asked, as in Hugging Face's clients."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     truncation: bool | None = None
     """True cuts what is longer than the task takes; otherwise it is refused."""

@@ -91,7 +91,9 @@ def predict(
 ) -> None:
     """Answer JSON lines with the engine of the server, without a server. One answer per line, in order.
 
-    A line is an input (a text, or `{"text": ..., "text_pair": ...}`) or `{"inputs": ..., "parameters": {...}}`.
+    A line is an input or `{"inputs": ..., "parameters": {...}}`. What an input is depends on the task: a text,
+    `{"text": ..., "text_pair": ...}`, `{"question": ..., "context": ...}`, `{"premise": ..., "choices": [...]}`,
+    `{"words": [...], "predicates": [...]}`.
 
     Example: `echo '"book a table"' | prefixbank predict acme/intents`
     """

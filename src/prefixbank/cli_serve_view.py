@@ -12,15 +12,6 @@ import typer
 MAX_SHOWN = 6
 """Curl lines at start; /v1/models lists every task."""
 
-SAMPLES: dict[str, tuple[object, ...]] = {
-    "token-classification": ("Maria Lopez of Acme flew from Madrid to Oslo on Monday.",),
-    "text-classification": (
-        "The parcel should have been here on Monday. Where is it?",
-        {"text": "is the sky blue", "text_pair": "The sky looks blue because air scatters blue light more than red."},
-    ),
-}
-"""By family: the input of a task of single texts, then that of a task of pairs."""
-
 
 def remark(text: str) -> None:
     """Says something beside the results."""
@@ -45,10 +36,12 @@ def show_curls(url: str) -> None:
 
 
 def _show_curl(url: str, task: dict[str, Any]) -> None:
-    samples = SAMPLES.get(task.get("task", ""))
-    if samples is None:
+    from prefixbank.serving.samples import sample_for
+
+    inputs = sample_for(task.get("task", ""), is_pair=task.get("takes_pairs", False))
+    if inputs is None:
         return
-    body = json.dumps({"inputs": samples[-1] if task["takes_pairs"] else samples[0]})
+    body = json.dumps({"inputs": inputs})
     typer.echo(f"curl {url} -H 'Content-Type: application/json' -d {shlex.quote(body)}")
     typer.echo(f"{json.dumps(_post(url, body))}\n")
 
