@@ -3,7 +3,8 @@
 Equally long rows lie side by side, and among them those of one slot; `split` undoes the order on the output. A batch
 carries no future, no tenant and no clock, and refuses to know where its rows came from.
 
-Shape letters: T packed tokens, R rows, N hidden states that heads read, C classes of the widest head.
+Shape letters: T packed tokens, R rows, V virtual tokens, N hidden states that heads read, K those of one row or of one
+kind of pooler, C classes of the widest head.
 """
 
 from __future__ import annotations
@@ -38,8 +39,15 @@ class BatchRow(NamedTuple):
     position_offset: int
     slot: Slot
     head: HeadSpec
+    reads_K: NDArray[np.int64]
+    """The text tokens whose states the head reads."""
     is_token_level: bool
-    """The head reads every token; otherwise the first."""
+    """Its logits are one set per token that is read; otherwise one."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the packed row: the vectors of a shallow prompt, then the text."""
+        return self.slot.num_virtual + len(self.token_ids)
 
 
 class OwnPoolers(NamedTuple):
@@ -58,12 +66,16 @@ class Batch:
     tokens: PackedTokens
     order_R: list[int]
     """Packed row r is row `order[r]` of what was packed."""
+    virtual_rows_V: Tensor
+    """int64 on the device: the rows of the head arena that stand at `tokens.virtual_V`."""
     read_N: Tensor
     """int64 on the device: the packed tokens whose hidden states heads read."""
     heads: HeadPlan
     """Which of the N meet which class rows of the head arena; its rows are the packed rows."""
     backbone_pooled_K: Tensor
     """int64 on the device: which of the N go through the backbone's pooler."""
+    lm_transformed_K: Tensor
+    """int64 on the device: which of the N go through the transform of the backbone's masked-LM head."""
     own_poolers: dict[str, OwnPoolers]
     """By activation."""
     is_token_level_R: list[bool]
@@ -80,25 +92,33 @@ class Batch:
         """
         order = sorted(
             range(len(rows)),
-            key=lambda r: (len(rows[r].token_ids), rows[r].slot.prefix_length, rows[r].slot.number),
+            key=lambda r: (rows[r].num_tokens, rows[r].slot.prefix_length, rows[r].slot.number),
         )
-        packed = [rows[r] for r in order]
-        tokens = backbone.pack(
-            [PackRow(r.token_ids, r.type_ids, r.slot.number, r.position_offset, r.slot.prefix_length) for r in packed]
-        )
+        packed, device = [rows[r] for r in order], backbone.device
+        tokens = backbone.pack([_pack_row(row) for row in packed])
         read_N, count_R = _reads(packed)
-        pooled, own = _poolers(packed, count_R)
-        device = backbone.device
-        read, by_backbone, *by_own = _on_device([read_N, pooled, *(rows.vectors for rows in own.values())], device)
+        frozen, own = _poolers(packed, count_R)
+        indices: list[Sequence[int] | NDArray[np.int64]]
+        indices = [_virtual_rows(packed), read_N, frozen[Pooler.BACKBONE], frozen[Pooler.LM]]
+        on_device = _on_device([*indices, *(rows.vectors for rows in own.values())], device)
         own_poolers = {
             activation: OwnPoolers(index_K, _pooler_heads(rows.starts, backbone.ref.width, device))
-            for (activation, rows), index_K in zip(own.items(), by_own, strict=True)
+            for (activation, rows), index_K in zip(own.items(), on_device[len(indices) :], strict=True)
         }
-        is_token_level_R = [row.is_token_level for row in packed]
-        return cls(tokens, order, read, _heads(packed, count_R, device), by_backbone, own_poolers, is_token_level_R)
+        return cls(
+            tokens=tokens,
+            order_R=order,
+            virtual_rows_V=on_device[0],
+            read_N=on_device[1],
+            heads=_heads(packed, count_R, device),
+            backbone_pooled_K=on_device[2],
+            lm_transformed_K=on_device[3],
+            own_poolers=own_poolers,
+            is_token_level_R=[row.is_token_level for row in packed],
+        )
 
     def split(self, logits_NC: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Each row's own logits, [C] or [T, C], in the order in which the rows were given to `pack`."""
+        """Each row's own logits, [C] or [K, C], in the order in which the rows were given to `pack`."""
         rows: dict[int, NDArray[np.float32]] = {}
         for given, head, is_token_level in zip(self.order_R, self.heads.rows, self.is_token_level_R, strict=True):
             own = logits_NC[head.first : head.first + head.num_vectors, : head.num_classes]
@@ -114,28 +134,48 @@ class _Pooled(NamedTuple):
     """First pooler row in the head arena."""
 
 
+def _pack_row(row: BatchRow) -> PackRow:
+    return PackRow(
+        row.token_ids,
+        row.type_ids,
+        row.slot.number,
+        row.position_offset,
+        row.slot.prefix_length,
+        row.slot.num_virtual,
+    )
+
+
+def _virtual_rows(rows: Sequence[BatchRow]) -> list[int]:
+    """The arena rows of all shallow prompts, in the order of the packed tokens that they stand for."""
+    runs = (range(row.slot.virtual_start, row.slot.head.end) for row in rows)
+    return [arena_row for run in runs for arena_row in run]
+
+
 def _reads(rows: Sequence[BatchRow]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The packed tokens that heads read, and how many of them each row has."""
-    lengths_R = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
-    counts_R = np.array([len(row.token_ids) if row.is_token_level else 1 for row in rows], dtype=np.int64)
-    shift_R = np.cumsum(lengths_R) - lengths_R - (np.cumsum(counts_R) - counts_R)
-    read_N = np.repeat(shift_R, counts_R)
-    read_N += np.arange(read_N.size)
+    lengths_R = np.array([row.num_tokens for row in rows], dtype=np.int64)
+    counts_R = np.array([len(row.reads_K) for row in rows], dtype=np.int64)
+    first_R = np.cumsum(lengths_R) - lengths_R
+    first_R += [row.slot.num_virtual if row.head.pools == "text" else 0 for row in rows]
+    read_N = np.repeat(first_R, counts_R)
+    read_N += np.concatenate([row.reads_K for row in rows])
     return read_N, counts_R
 
 
-def _poolers(rows: Sequence[BatchRow], counts_R: NDArray[np.int64]) -> tuple[list[int], dict[str, _Pooled]]:
-    """Which hidden states go through the backbone's pooler, and which through one of their own."""
-    pooled: list[int] = []
+def _poolers(
+    rows: Sequence[BatchRow], counts_R: NDArray[np.int64]
+) -> tuple[dict[Pooler, list[int]], dict[str, _Pooled]]:
+    """Which hidden states go through each pooler of the backbone, and which through one of their own."""
+    frozen: dict[Pooler, list[int]] = {Pooler.BACKBONE: [], Pooler.LM: []}
     own: dict[str, _Pooled] = defaultdict(lambda: _Pooled([], []))
-    for row, index in zip(rows, (np.cumsum(counts_R) - counts_R).tolist(), strict=True):
-        if row.head.pooler is Pooler.BACKBONE:
-            pooled.append(index)
+    for row, first in zip(rows, (np.cumsum(counts_R) - counts_R).tolist(), strict=True):
+        if row.head.pooler in frozen:
+            frozen[row.head.pooler] += range(first, first + len(row.reads_K))
         elif row.head.pooler is Pooler.OWN:
             assert row.head.activation is not None, "an own pooler without activation. This is a bug."
-            own[row.head.activation].vectors.append(index)
+            own[row.head.activation].vectors.append(first)
             own[row.head.activation].starts.append(row.slot.pooler_start)
-    return pooled, dict(own)
+    return frozen, dict(own)
 
 
 def _heads(rows: Sequence[BatchRow], counts_R: NDArray[np.int64], device: torch.device) -> HeadPlan:

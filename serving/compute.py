@@ -32,12 +32,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu"
 @torch.inference_mode()
 def compute_logits(batch: Batch, backbone: Backbone, pool: PromptPool) -> NDArray[np.float32]:
     """The logits [N, C] of a batch on the host; `batch.split` gives each row its own."""
-    hidden_TM = backbone.forward(batch.tokens, pool.layer_prefixes)
+    virtual_VM = pool.head_rows_QM.index_select(0, batch.virtual_rows_V) if batch.virtual_rows_V.numel() else None
+    hidden_TM = backbone.forward(batch.tokens, pool.layer_prefixes, virtual_VM)
     read_NM = hidden_TM.index_select(0, batch.read_N)
     x_NM = read_NM.float()
     if batch.backbone_pooled_K.numel():
         pooled_KM = backbone.pooled(read_NM.index_select(0, batch.backbone_pooled_K))
         x_NM = x_NM.index_copy(0, batch.backbone_pooled_K, pooled_KM.float())
+    if batch.lm_transformed_K.numel():
+        assert backbone.lm_head is not None, "a prompt was loaded whose masked-LM head is missing. This is a bug."
+        transformed_KM = backbone.lm_head.transform(read_NM.index_select(0, batch.lm_transformed_K))
+        x_NM = x_NM.index_copy(0, batch.lm_transformed_K, transformed_KM.float())
     for activation, rows in batch.own_poolers.items():
         own_KM = x_NM.index_select(0, rows.index_K)
         # An own pooler is M more rows of the head arena.

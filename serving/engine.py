@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from prefixbank.model_store.errors import NonFiniteLogits, ShuttingDown, StepFailed
+from prefixbank.model_store.tasks import read_positions
 from prefixbank.serving.batch import Batch, BatchRow
 from prefixbank.serving.compute import compute_logits
 
@@ -217,7 +218,8 @@ def _row(entry: Entry, slot: Slot) -> BatchRow:
         prompt.task.position_offset,
         slot,
         prompt.task.head.spec,
-        prompt.is_token_level,
+        read_positions(prompt.module, features),
+        prompt.module.is_token_level,
     )
 
 

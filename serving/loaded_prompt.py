@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prefixbank.model_store.errors import BackboneMismatch
+from prefixbank.model_store.errors import BackboneError, BackboneMismatch
 from prefixbank.model_store.task_prompt import Pooler
 from prefixbank.model_store.tasks import task_module
 from prefixbank.serving.staging import StagedPrompt, as_views, stage
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import TaskPrompt
+    from prefixbank.model_store.tasks import TaskModule
 
 SHOWN_DIGITS = 12
 
@@ -33,8 +34,13 @@ class LoadedPrompt:
     staged: StagedPrompt
     max_tokens: int
     """Longest row, special tokens included: the task's limit or what the backbone's positions leave."""
-    is_token_level: bool
-    """Each row's logits are one set per position that the head reads; otherwise one."""
+    module: TaskModule
+    """How its rows are read and its answers made."""
+
+    @property
+    def num_virtual(self) -> int:
+        """Vectors of a shallow prompt, which stand before every row."""
+        return self.staged.num_virtual
 
 
 def prepare(
@@ -47,14 +53,15 @@ def prepare(
 
     Raises:
         BackboneMismatch: when it was made for another backbone, or needs what this one lacks.
-        UnsupportedFamily: when this version does not serve its family.
         OverflowsHalf: when its values overflow in the backbone's dtype.
     """
     _check_backbone(prompt, backbone)
+    _check_shallow(prompt, backbone)
+    _check_verbalizer(prompt, backbone)
     module = task_module(prompt.family, prompt.preprocessing)
     staged = stage(prompt, backbone.dtype, backbone.device, prefix_dtype)
     max_tokens = min(prompt.preprocessing.max_tokens, backbone.max_tokens(prompt.position_offset))
-    return LoadedPrompt(revision, as_views(prompt, staged), staged, max_tokens, module.is_token_level)
+    return LoadedPrompt(revision, as_views(prompt, staged), staged, max_tokens, module)
 
 
 def _check_backbone(prompt: TaskPrompt, backbone: Backbone) -> None:
@@ -68,3 +75,31 @@ def _check_backbone(prompt: TaskPrompt, backbone: Backbone) -> None:
         raise BackboneMismatch(f"the prompt's head reads the pooler of {wanted.name!r}, which has none")
     if backbone.max_tokens(prompt.position_offset) < 1:
         raise BackboneMismatch(f"a position offset of {prompt.position_offset} leaves no position for a token")
+
+
+def _check_shallow(prompt: TaskPrompt, backbone: Backbone) -> None:
+    if not prompt.shallow_length:
+        return
+    if prompt.shallow_length > backbone.max_positions:
+        raise BackboneMismatch(
+            f"the shallow prompt has {prompt.shallow_length} vectors, and {backbone.ref.name!r} has "
+            f"{backbone.max_positions} positions"
+        )
+    try:
+        _ = backbone.word_embedding_VM
+    except BackboneError as error:
+        raise BackboneMismatch(f"the prompt is shallow, and {error}") from error
+
+
+def _check_verbalizer(prompt: TaskPrompt, backbone: Backbone) -> None:
+    if prompt.preprocessing.verbalizer is not None and backbone.mask_id is None:
+        raise BackboneMismatch(f"the prompt's head reads masks, and {backbone.ref.name!r} has no mask token")
+    if prompt.head.spec.pooler is not Pooler.LM:
+        return
+    wanted = prompt.head.spec.lm_digest or ""
+    found = "none" if backbone.lm_head is None else backbone.lm_head.digest
+    if found != wanted:
+        raise BackboneMismatch(
+            f"the prompt's head reads the masked-LM transform {wanted[:SHOWN_DIGITS]}, and {backbone.ref.name!r} has "
+            f"{found[:SHOWN_DIGITS]}"
+        )

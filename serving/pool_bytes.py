@@ -37,7 +37,7 @@ class PoolBytes:
     token: int
     """A key and a value of one layer, all heads."""
     row: int
-    """A class row of a head and its bias."""
+    """A row of a head and its bias, or a vector of a shallow prompt."""
     slot: int
     """In the tables of all layers: start and length and, where prefixes are quantised, two scales per head."""
 

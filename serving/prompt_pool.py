@@ -1,9 +1,9 @@
 """PromptPool: the device memory for prefixes and heads, managed by bytes.
 
-One arena of keys and one of values shared by all layers, one arena of head rows. A slot is a contiguous run of the
-first two with all prompted layers of one prompt back to back, and a run of the third. A leased slot stays; the least
-recently used of the others goes when room is needed. What is freed cannot be read: its slot's lengths are zero.
-Prefixes may be quantised; then a table holds what each slot's keys and values are times.
+One arena of keys and one of values shared by all layers, one arena of head rows, where shallow prompts lie too. A slot
+is a contiguous run of the first two with all prompted layers of one prompt back to back, and a run of the third. A
+leased slot stays; the least recently used of the others goes when room is needed. What is freed cannot be read: its
+slot's lengths are zero. Prefixes may be quantised; then a table holds what each slot's keys and values are times.
 It refuses to know tasks, tenants, stores, batches and metrics, and belongs to one thread.
 
 Shape letters: L layers, H heads, N pool tokens, D head dim, S slots, Q head rows, M model width, W tokens of a run.
@@ -46,18 +46,25 @@ class Slot:
     prefix: Run
     """Tokens of the K/V arenas."""
     head: Run
-    """Rows of the head arena: the classifier, then an own pooler."""
+    """Rows of the head arena: the classifier, then an own pooler, then the vectors of a shallow prompt."""
     layers: tuple[int, ...]
     prefix_length: int
     num_classes: int
     scale_N2H: Tensor | None
     """On the host, of the prompted layers; None where prefixes are stored as they are."""
+    num_virtual: int
+    """Vectors of a shallow prompt."""
     num_leases: int = 0
 
     @property
     def pooler_start(self) -> int:
         """First row of an own pooler."""
         return self.head.start + self.num_classes
+
+    @property
+    def virtual_start(self) -> int:
+        """First vector of a shallow prompt."""
+        return self.head.end - self.num_virtual
 
 
 class PromptPool:
@@ -150,6 +157,7 @@ class PromptPool:
             prompt.prefix_length,
             prompt.num_classes,
             prompt.scale_N2H,
+            prompt.num_virtual,
         )
         self._k_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.kv_2HWD[0], non_blocking=True)
         self._v_HND[:, slot.prefix.start : slot.prefix.end].copy_(prompt.kv_2HWD[1], non_blocking=True)

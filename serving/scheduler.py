@@ -50,7 +50,8 @@ class Entry:
 
     @property
     def num_tokens(self) -> int:
-        return self.encoding.num_tokens
+        """What it costs of a batch: its text and, before that, the vectors of a shallow prompt."""
+        return self.encoding.num_tokens + self.prompt.num_virtual
 
 
 class QueueState(NamedTuple):

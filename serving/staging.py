@@ -1,7 +1,7 @@
 """StagedPrompt: a task prompt's tensors in the form the pool copies, made once on the loading thread.
 
 Keys and values in the pool's dtype and layout, quantised if it asks for that, padded to its alignment with zeros; all
-class rows of the head in one piece. It refuses to know where in the pool they will lie.
+rows of the head and the vectors of a shallow prompt in one piece. It refuses to know where in the pool they will lie.
 
 Shape letters: N prompted layers, H heads, P prefix tokens, W tokens of a run, D head dim, M model width, C classes,
 Q head rows.
@@ -20,7 +20,7 @@ from prefixbank.model_store.errors import OverflowsHalf
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prefixbank.model_store.task_prompt import Head, TaskPrompt
+    from prefixbank.model_store.task_prompt import TaskPrompt
 
 ALIGNMENT = 16
 """Tokens: each layer's part of a run starts at a multiple of this, which is one tile of the attention kernel."""
@@ -35,11 +35,14 @@ class StagedPrompt:
     kv_2HWD: Tensor
     """Keys and values; W = N * aligned(P): the layers back to back, each padded with zeros."""
     rows_QM: Tensor
-    """fp32: the C rows of the classifier, then the M rows of an own pooler, if there is one."""
+    """fp32: the C rows of the classifier, then the M rows of an own pooler, then the P vectors of a shallow prompt."""
     bias_Q: Tensor
+    """fp32; zero for the vectors of a shallow prompt."""
     num_classes: int
     scale_N2H: Tensor | None = None
     """fp32: what quantised keys (0) and values (1) are times; None where they are stored as they are."""
+    num_virtual: int = 0
+    """Vectors of a shallow prompt, the last rows of the head."""
 
     @property
     def num_tokens(self) -> int:
@@ -76,19 +79,22 @@ def stage(
         prefix_dtype: what the pool stores prefixes in, where that is not `dtype`.
 
     Raises:
-        OverflowsHalf: when a value of the prefix overflows in `dtype`, in which it is computed with.
+        OverflowsHalf: when a value of the prompt overflows in `dtype`, in which it is computed with.
     """
-    kv_N2HPD = prompt.kv_N2HPD.to(dtype)
-    if not torch.isfinite(kv_N2HPD).all():
-        raise OverflowsHalf(f"the prefix reaches {prompt.kv_N2HPD.abs().max():.4g}, which is not finite in {dtype}")
+    kv_N2HPD = _in_dtype(prompt.kv_N2HPD, dtype, "prefix")
+    if prompt.shallow_PM is not None:
+        _in_dtype(prompt.shallow_PM, dtype, "shallow prompt")
     scale_N2H = None
     if prefix_dtype is not None:
         kv_N2HPD, scale_N2H = quantise(prompt.kv_N2HPD, prefix_dtype)
-    kv_2HWD, (rows_QM, bias_Q) = _run(kv_N2HPD), _head_rows(prompt.head)
+    kv_2HWD, (rows_QM, bias_Q) = _run(kv_N2HPD), _head_rows(prompt)
     if device.type == "cuda":  # from pinned memory the copy does not wait
         kv_2HWD, rows_QM, bias_Q = (tensor.pin_memory() for tensor in (kv_2HWD, rows_QM, bias_Q))
     length = prompt.prefix_length if prompt.layers else 0
-    return StagedPrompt(prompt.layers, length, kv_2HWD, rows_QM, bias_Q, prompt.head.bias_C.numel(), scale_N2H)
+    classes = prompt.head.bias_C.numel()
+    return StagedPrompt(
+        prompt.layers, length, kv_2HWD, rows_QM, bias_Q, classes, scale_N2H, num_virtual=prompt.shallow_length
+    )
 
 
 def as_views(prompt: TaskPrompt, staged: StagedPrompt) -> TaskPrompt:
@@ -97,18 +103,27 @@ def as_views(prompt: TaskPrompt, staged: StagedPrompt) -> TaskPrompt:
     A quantised prefix has no such view: only its shape is left, in a tensor on the meta device, which cannot be read.
     """
     classes, has_own = staged.num_classes, prompt.head.pooler_weight_MM is not None
+    end = staged.num_rows - staged.num_virtual
     head = replace(
         prompt.head,
         weight_CM=staged.rows_QM[:classes],
         bias_C=staged.bias_Q[:classes],
-        pooler_weight_MM=staged.rows_QM[classes:] if has_own else None,
-        pooler_bias_M=staged.bias_Q[classes:] if has_own else None,
+        pooler_weight_MM=staged.rows_QM[classes:end] if has_own else None,
+        pooler_bias_M=staged.bias_Q[classes:end] if has_own else None,
     )
+    prompt = replace(prompt, head=head, shallow_PM=None if prompt.shallow_PM is None else staged.rows_QM[end:])
     if staged.scale_N2H is not None:
-        return replace(prompt, kv_N2HPD=prompt.kv_N2HPD.to("meta"), head=head)
+        return replace(prompt, kv_N2HPD=prompt.kv_N2HPD.to("meta"))
     layers, _, heads, length, dim = prompt.kv_N2HPD.shape
     kv_2HNPD = staged.kv_2HWD.view(2, heads, layers, aligned(length), dim)[:, :, :, :length]
-    return replace(prompt, kv_N2HPD=kv_2HNPD.permute(2, 0, 1, 3, 4), head=head)
+    return replace(prompt, kv_N2HPD=kv_2HNPD.permute(2, 0, 1, 3, 4))
+
+
+def _in_dtype(prompt: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    cast = prompt.to(dtype)
+    if not torch.isfinite(cast).all():
+        raise OverflowsHalf(f"the {what} reaches {prompt.abs().max():.4g}, which is not finite in {dtype}")
+    return cast
 
 
 def _run(kv_N2HPD: Tensor) -> Tensor:
@@ -118,9 +133,13 @@ def _run(kv_N2HPD: Tensor) -> Tensor:
     return kv_2HNPD.view(2, heads, layers * aligned(length), dim)
 
 
-def _head_rows(head: Head) -> tuple[Tensor, Tensor]:
+def _head_rows(prompt: TaskPrompt) -> tuple[Tensor, Tensor]:
+    head = prompt.head
     weights, biases = [head.weight_CM], [head.bias_C]
     if head.pooler_weight_MM is not None and head.pooler_bias_M is not None:
         weights.append(head.pooler_weight_MM)
         biases.append(head.pooler_bias_M)
+    if prompt.shallow_PM is not None:
+        weights.append(prompt.shallow_PM.float())
+        biases.append(torch.zeros(prompt.shallow_length))
     return torch.cat(weights).float(), torch.cat(biases).float()

@@ -49,7 +49,8 @@ def row_of(pool: PromptPool, prompts: list[TaskPrompt], number: int, token_ids: 
     assert slot is not None
     ids = np.array(token_ids, dtype=np.int64)
     is_token_level = prompt.family is TaskFamily.TOKEN_CLASSIFICATION
-    return BatchRow(ids, np.zeros_like(ids), prompt.position_offset, slot, prompt.head.spec, is_token_level)
+    reads_K = np.arange(len(ids) if is_token_level else 1)
+    return BatchRow(ids, np.zeros_like(ids), prompt.position_offset, slot, prompt.head.spec, reads_K, is_token_level)
 
 
 def expected_logits(backbone: Backbone, prompt: TaskPrompt, token_ids: list[int]) -> torch.Tensor:

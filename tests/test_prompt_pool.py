@@ -41,9 +41,17 @@ STORED = (None, torch.int8, torch.float8_e4m3fn)
 
 
 def make_prompt(
-    length: int, *, layers: tuple[int, ...] = (0, 1, 2), classes: int = 2, own_pooler: bool = False, seed: int = 0
+    length: int,
+    *,
+    layers: tuple[int, ...] = (0, 1, 2),
+    classes: int = 2,
+    own_pooler: bool = False,
+    seed: int = 0,
+    shallow: int = 0,
 ) -> TaskPrompt:
+    """A prompt of random numbers; one of `shallow` vectors has no layers."""
     random = torch.Generator().manual_seed(seed)
+    layers, length = ((), 0) if shallow else (layers, length)
     spec = HeadSpec(pooler=Pooler.OWN, activation="tanh") if own_pooler else HeadSpec(pooler=Pooler.NONE)
     return TaskPrompt(
         family=TaskFamily.TEXT_CLASSIFICATION,
@@ -60,6 +68,7 @@ def make_prompt(
         ),
         preprocessing=Preprocessing(max_tokens=64),
         backbone=BACKBONE,
+        shallow_PM=torch.randn(shallow, WIDTH, generator=random) if shallow else None,
     )
 
 
@@ -112,6 +121,9 @@ def assert_holds(pool: PromptPool, slot: Slot, prompt: TaskPrompt) -> None:
     if prompt.head.pooler_weight_MM is not None:
         assert torch.equal(pool.head_rows_QM[slot.pooler_start :][:WIDTH], prompt.head.pooler_weight_MM)
         assert torch.equal(pool.head_bias_Q[slot.pooler_start :][:WIDTH], prompt.head.pooler_bias_M)
+    assert slot.num_virtual == prompt.shallow_length
+    if prompt.shallow_PM is not None:
+        assert torch.equal(pool.head_rows_QM[slot.virtual_start :][: slot.num_virtual], prompt.shallow_PM)
 
 
 def poison_free_memory(pool: PromptPool) -> None:
@@ -149,6 +161,30 @@ def test_a_prompt_without_prefix_takes_no_tokens(layers: tuple[int, ...], stored
     assert slot.prefix.length == 0
     assert_holds(pool, slot, prompt)
     pool.check_integrity()
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("own_pooler", [False, True])
+def test_a_shallow_prompt_lies_behind_its_head_and_takes_no_prefix(
+    own_pooler: bool, stored: torch.dtype | None
+) -> None:
+    pool, prompt = make_pool(prefix_dtype=stored), make_prompt(0, shallow=5, own_pooler=own_pooler)
+    poison_free_memory(pool)
+    slot = pool.admit("a", staged(prompt, stored))
+    assert (slot.prefix.length, slot.head.length) == (0, 2 + 8 * own_pooler + 5)
+    assert_holds(pool, slot, prompt)
+    pool.check_integrity()
+
+
+def test_the_vectors_of_a_shallow_prompt_are_rows_of_the_heads_budget() -> None:
+    pool = make_pool(num_rows=10)
+    before = pool.state().num_bytes
+    pool.admit("a", staged(make_prompt(0, shallow=5)))
+    assert pool.state().num_bytes - before == 7 * ROW_BYTES + LAYERS * 2 * 4
+    pool.admit("b", staged(make_prompt(0, shallow=4)))
+    assert pool.state().evictions["room"] == 1
+    with pytest.raises(PromptTooLarge, match="11 head rows"):
+        pool.check_fits(staged(make_prompt(0, shallow=9)))
 
 
 def test_slot_zero_has_no_prefix_in_any_layer() -> None:
@@ -311,6 +347,15 @@ def test_values_that_overflow_in_the_pools_dtype_are_refused() -> None:
         stage(prompt, torch.float16, CPU)
 
 
+def test_a_shallow_prompt_that_overflows_in_the_backbones_dtype_is_refused() -> None:
+    prompt = make_prompt(0, shallow=2)
+    assert prompt.shallow_PM is not None
+    prompt.shallow_PM[1, 0] = 70_000.0
+    assert stage(prompt, torch.bfloat16, CPU).num_virtual == 2
+    with pytest.raises(OverflowsHalf, match=r"the shallow prompt reaches 7e\+04"):
+        stage(prompt, torch.float16, CPU)
+
+
 def test_what_overflows_in_the_backbones_dtype_is_refused_however_it_is_stored() -> None:
     prompt = make_prompt(2)
     prompt.kv_N2HPD[0, 1, 0, 0, 0] = 70_000.0
@@ -336,9 +381,13 @@ def test_the_bytes_of_a_staged_prompt_include_its_scales() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 16, 17])
 @pytest.mark.parametrize("own_pooler", [False, True])
-def test_a_staged_prompt_is_seen_as_the_prompt_it_was(length: int, own_pooler: bool) -> None:
-    prompt = make_prompt(length, layers=(0, 2), own_pooler=own_pooler)
+@pytest.mark.parametrize("shallow", [0, 3])
+def test_a_staged_prompt_is_seen_as_the_prompt_it_was(length: int, own_pooler: bool, shallow: int) -> None:
+    prompt = make_prompt(length, layers=(0, 2), own_pooler=own_pooler, shallow=shallow)
     same = as_views(prompt, staged(prompt))
+    assert same.shallow_length == shallow
+    if same.shallow_PM is not None:
+        assert torch.equal(same.shallow_PM, prompt.shallow_PM)
     assert torch.equal(same.kv_N2HPD, prompt.kv_N2HPD)
     assert torch.equal(same.head.weight_CM, prompt.head.weight_CM)
     if own_pooler:
@@ -358,6 +407,21 @@ def test_compaction_makes_one_free_piece_and_keeps_every_prompt(stored: torch.dt
         pool.check_integrity()
     assert pool._tokens.largest_free == pool._tokens.num_free == 3 * 48
     for name in "bdf":
+        assert_holds(pool, slots[name], prompts[name])
+
+
+def test_compaction_moves_the_vectors_of_shallow_prompts_with_their_heads() -> None:
+    pool = make_pool(num_rows=24)
+    prompts = {name: make_prompt(0, shallow=4, seed=ord(name)) for name in "abc"}
+    prompts["d"] = make_prompt(0, shallow=2, classes=1, seed=9)
+    slots = {name: pool.admit(name, staged(prompt)) for name, prompt in prompts.items()}
+    for name in "ac":
+        pool.drop(name)
+    while pool.compact_step():
+        poison_free_memory(pool)
+        pool.check_integrity()
+    assert pool._rows.largest_free == pool._rows.num_free == 24 - 6 - 3
+    for name in "bd":
         assert_holds(pool, slots[name], prompts[name])
 
 
@@ -389,7 +453,7 @@ LENGTHS = (0, 1, 5, 16, 17, 40)
 PROMPTS = {
     f"r{number}": make_prompt(
         LENGTHS[number % 6], layers=((0, 1, 2), (1,), (0, 2))[number % 3], classes=1 + number % 5,
-        own_pooler=number % 4 == 0, seed=number,
+        own_pooler=number % 4 == 0, seed=number, shallow=number if number in (3, 4, 9) else 0,
     )
     for number in range(12)
 }  # fmt: skip

@@ -28,8 +28,14 @@ class FakeEncoding:
     num_tokens: int
 
 
-def entry(clock: FakeClock, tenant: str = "a", tokens: int = 10, timeout_s: float = 1e9) -> Entry:
-    return Entry(FakeEncoding(tokens), None, Future(), tenant, clock.now + timeout_s, clock.now)  # type: ignore[arg-type]
+@dataclass
+class FakePrompt:
+    num_virtual: int
+
+
+def entry(clock: FakeClock, tenant: str = "a", tokens: int = 10, timeout_s: float = 1e9, virtual: int = 0) -> Entry:
+    payload = FakeEncoding(tokens), FakePrompt(virtual)
+    return Entry(*payload, Future(), tenant, clock.now + timeout_s, clock.now)  # type: ignore[arg-type]
 
 
 def scheduler(clock: FakeClock, budget: int = 100, rows: int = 1000, queued: int = 10**9) -> Scheduler:
@@ -53,6 +59,13 @@ def test_a_batch_stays_within_the_token_budget() -> None:
     queue = scheduler(clock, budget=25)
     queue.submit(*(entry(clock) for _ in range(5)))
     assert [len(batch) for batch in drained(queue)] == [2, 2, 1]
+
+
+def test_the_vectors_of_a_shallow_prompt_cost_what_tokens_cost() -> None:
+    clock = FakeClock()
+    queue = scheduler(clock, budget=25)
+    queue.submit(*(entry(clock, tokens=4, virtual=6 * (i % 2)) for i in range(4)))
+    assert [[e.num_tokens for e in batch] for batch in drained(queue)] == [[4, 10, 4], [10]]
 
 
 def test_a_batch_stays_within_the_row_cap() -> None:

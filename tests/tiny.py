@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining
 
 from prefixbank.kernels.plan import LayerPrefix
 
@@ -65,7 +65,10 @@ def tiny_backbone_folder(parent: Path, architecture: str, seed: int = 0) -> Path
 
 
 def tiny_lm_folder(parent: Path, architecture: str, **changed: object) -> Path:
-    """Make (once) and return the folder of a tiny backbone with its masked-LM head; `changed` is of its config."""
+    """Make (once) and return the folder of a tiny backbone with its masked-LM head; `changed` is of its config.
+
+    BERT has its pooler too, as on the hub.
+    """
     folder = parent / f"tiny-lm-{architecture}-{'-'.join(map(str, changed.values()))}"
     if (folder / "model.safetensors").exists():
         return folder
@@ -74,7 +77,7 @@ def tiny_lm_folder(parent: Path, architecture: str, **changed: object) -> Path:
     if architecture == "electra":
         config.embedding_size = WIDTH
     config.update(changed)
-    model = AutoModelForMaskedLM.from_config(config)
+    model = (AutoModelForPreTraining if architecture == "bert" else AutoModelForMaskedLM).from_config(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
