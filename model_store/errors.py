@@ -48,6 +48,7 @@
         InvalidData                  a row of a data set is wrong: file and line are named
         TrainingInterrupted          Ctrl-C or SIGTERM: the checkpoint is written, the run can be resumed
         ServingMismatch              the served answers differ from the trained ones: not published
+      InvalidReport                a report or a sweep's record is not one that a page can be drawn of
       InvalidConfig                a setting of the server is unknown, unreadable or out of range
       ServerNotStarted             the server did not come up
 
@@ -319,6 +320,10 @@ class TrainingInterrupted(TrainingError):
 
 class ServingMismatch(TrainingError):
     """The served answers differ from the trained ones, so the prompt is not published."""
+
+
+class InvalidReport(PrefixbankError):
+    """The record of a run or of a sweep is unreadable, or lacks what a page shows."""
 
 
 class InvalidConfig(PrefixbankError):

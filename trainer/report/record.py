@@ -1,31 +1,25 @@
 """report.json: what a run was, what it reached, and with what confidence.
 
-It refuses to know how to train, to evaluate and to serve.
+It refuses to know how to train, to evaluate and to serve, where the report goes and how it is drawn.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from prefixbank.model_store.durable import replace_file
 from prefixbank.trainer.metrics import LEVEL, NUM_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-    from prefixbank.trainer.evaluate import Scores
-    from prefixbank.trainer.loop import State
-    from prefixbank.trainer.network import Network
-    from prefixbank.trainer.rows import Row
+    from prefixbank.trainer.families import Family, Item, Scores
+    from prefixbank.trainer.pack import Pack
+    from prefixbank.trainer.trial import Trial
 
 FILE = "report.json"
 SCHEMA_VERSION = 1
@@ -37,20 +31,17 @@ class SplitSummary:
     """Counts of one split."""
 
     rows: int
+    """Items: sentences, premises, questions; of questions in training, windows."""
     tokens: int
     truncated_rows: int
     labels: dict[str, int]
-    """Rows per label, or spans' first words per tag."""
+    """How often each label, or whatever else the targets tell apart, occurs."""
 
 
-def summarise(rows: Sequence[Row], labels: Sequence[str]) -> SplitSummary:
+def summarise(family: Family, items: Sequence[Item], labels: Sequence[str]) -> SplitSummary:
     """Count a split."""
-    counts = dict.fromkeys(labels, 0)
-    for row in rows:
-        for target in row.targets[row.targets >= 0].tolist():
-            counts[labels[target]] += 1
-    truncated = sum(row.features.truncated for row in rows)
-    return SplitSummary(len(rows), sum(row.num_tokens for row in rows), truncated, counts)
+    tokens, truncated = sum(item.num_tokens for item in items), sum(item.truncated for item in items)
+    return SplitSummary(len(items), tokens, truncated, family.counts(items, labels))
 
 
 def software() -> dict[str, str]:
@@ -70,33 +61,39 @@ def now() -> str:
 
 
 def compose(
-    network: Network,
-    state: State,
+    trial: Trial,
+    pack: Pack,
     *,
+    metric: str,
     splits: Mapping[str, SplitSummary],
     scores: Mapping[str, Scores],
     reported: str,
     data: Mapping[str, str],
+    skipped: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """The report as JSON values.
 
     Args:
+        metric: what the result is judged by.
         reported: the split whose metrics are the run's result.
         data: file of the recipe to its SHA-256.
+        skipped: bad rows that were left out, by split: where, and what was wrong.
     """
-    trained = sum(tensor.numel() for tensor in network.trained().values())
-    frozen = sum(tensor.numel() for tensor in network.backbone.model.parameters())
+    state, ref = trial.state, pack.backbone.ref
+    trained = sum(tensor.numel() for tensor in trial.trained.values())
+    frozen = sum(tensor.numel() for tensor in pack.backbone.model.parameters())
     return {
         "schema_version": SCHEMA_VERSION,
         "created": now(),
-        "recipe": network.recipe.model_dump(mode="json"),
-        "environment": _environment(network),
+        "recipe": trial.recipe.model_dump(mode="json"),
+        "environment": _environment(pack),
         "data": {"files": dict(data), "splits": {name: asdict(summary) for name, summary in splits.items()}},
-        "backbone": network.backbone.ref.model_dump(mode="json") | {"parameters": frozen},
+        "skipped": {name: {"rows": len(rows), "first": rows[0]} for name, rows in skipped.items() if rows},
+        "backbone": ref.model_dump(mode="json") | {"parameters": frozen},
         "trained_parameters": trained,
         "trained_share": trained / frozen,
         "reported_split": reported,
-        "selection": {"metric": network.recipe.metric, "split": "validation", "epoch": state.best_epoch},
+        "selection": {"metric": metric, "split": "validation", "epoch": state.best_epoch},
         "metrics": {name: score.metrics for name, score in scores.items()},
         "confidence": {
             "method": f"bootstrap over rows, {NUM_SAMPLES} samples, {LEVEL:.0%}",
@@ -109,19 +106,15 @@ def compose(
     }
 
 
-def write(report: Mapping[str, Any], folder: Path) -> None:
-    """Put `report.json` in place in one step."""
-    content = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    replace_file(folder / FILE, [content.encode() + b"\n"], staging=folder)
+def _environment(pack: Pack) -> dict[str, Any]:
+    import torch
 
-
-def _environment(network: Network) -> dict[str, Any]:
-    device = network.backbone.device
+    device = pack.backbone.device
     return {
         "software": software(),
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "dtype": str(network.autocast or network.backbone.dtype).removeprefix("torch."),
+        "dtype": str(pack.autocast or pack.backbone.dtype).removeprefix("torch."),
     }
