@@ -11,6 +11,7 @@ import typer
 
 from prefixbank import __version__
 from prefixbank.cli_formats import export, import_
+from prefixbank.cli_report import report
 from prefixbank.cli_serve import predict, serve
 from prefixbank.cli_store import store
 from prefixbank.cli_train import train
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(report)
 app.add_typer(store, name="store")
 app.command()(serve)
 app.command()(predict)
