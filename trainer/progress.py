@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -78,6 +79,34 @@ class BarDisplay:
     def epoch(self, epoch: Epoch, metric: str, best_epoch: int) -> None:
         self._metric = f"{metric} {epoch.validation[metric]:.4f}"
         self._bar.console.print(_line(epoch, metric, best_epoch), highlight=False)
+
+
+class Displays:
+    """Several at once: each is told everything, in the order given."""
+
+    def __init__(self, *displays: Display) -> None:
+        self.displays = displays
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Self:
+        for display in self.displays:
+            self._entered.enter_context(display)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.close()
+
+    def start(self, num_steps: int, finished: int) -> None:
+        for display in self.displays:
+            display.start(num_steps, finished)
+
+    def step(self, step: int, loss: float) -> None:
+        for display in self.displays:
+            display.step(step, loss)
+
+    def epoch(self, epoch: Epoch, metric: str, best_epoch: int) -> None:
+        for display in self.displays:
+            display.epoch(epoch, metric, best_epoch)
 
 
 def display_for_terminal() -> Display:

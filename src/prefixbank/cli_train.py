@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import TaskPrompt
     from prefixbank.model_store.tasks.features import Features
+    from prefixbank.trainer.progress import Display
     from prefixbank.trainer.recipe import Recipe
     from prefixbank.trainer.run import Trained
 
@@ -49,6 +50,9 @@ def train(
         Path, typer.Option(envvar="PREFIXBANK_STORE", help="The store's folder, for --publish.", show_default="store")
     ] = DEFAULT_STORE,
     promote: Annotated[bool, typer.Option("--promote", help="Serve what --publish published: make it live.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard beside the report.")
+    ] = False,
 ) -> None:
     """Train a task prompt. The serving engine answers the reported rows once more: a mismatch is refused.
 
@@ -56,7 +60,6 @@ def train(
     """
     from prefixbank.model_store.errors import TrainingError, TrainingInterrupted
     from prefixbank.trainer import run
-    from prefixbank.trainer.progress import display_for_terminal
     from prefixbank.trainer.recipe import load
 
     _need_serving()
@@ -65,6 +68,7 @@ def train(
         raise TrainingError("--promote: found no --publish, wanted one: only what is published can be served")
     address = None if publish is None else _address(publish, chosen)
     folder = out or Path("runs") / recipe.stem
+    display = _display(folder, tensorboard)
     _log_to_stderr()
     try:
         trained = run.train(
@@ -74,7 +78,7 @@ def train(
             device=_device(device),
             verify=served_logits,
             resume=resume,
-            display=display_for_terminal(),
+            display=display,
         )
     except TrainingInterrupted as stop:
         typer.echo(f"prefixbank: {stop}", err=True)
@@ -122,6 +126,14 @@ def _device(asked: str) -> str:
     if asked != "auto":
         return asked
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _display(folder: Path, tensorboard: bool) -> Display:
+    """What a person sees, and what TensorBoard does where it is asked for."""
+    from prefixbank.trainer.progress import Displays, display_for_terminal
+    from prefixbank.trainer.tensorboard import FOLDER, TensorBoardDisplay
+
+    return Displays(display_for_terminal(), *([TensorBoardDisplay(folder / FOLDER)] if tensorboard else []))
 
 
 def _log_to_stderr() -> None:
