@@ -34,11 +34,10 @@ from prefixbank.serving.limits import MIB, Limits
 from prefixbank.serving.pool_bytes import PoolBytes, Sizes
 from prefixbank.serving.predict import Predictor
 from prefixbank.serving.staging import stage
-from prefixbank.trainer.evaluate import score
-from prefixbank.trainer.readers import TextExample, read_source
+from prefixbank.trainer.families import family_for
+from prefixbank.trainer.outcome import METRIC_TOLERANCE
+from prefixbank.trainer.readers import TextExample, read
 from prefixbank.trainer.recipe import Recipe
-from prefixbank.trainer.rows import Row, encode_rows
-from prefixbank.trainer.run import METRIC_TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import TaskPrompt
+    from prefixbank.trainer.families import Family, Item
 
     Logits = list[NDArray[np.float32]]
 
@@ -105,12 +105,21 @@ class Task:
 
     name: str
     prompt: TaskPrompt
-    metric: str
-    rows: list[Row]
+    family: Family
+    rows: list[Item]
+    """One row of tokens each."""
+
+    @property
+    def metric(self) -> str:
+        return self.family.metric
 
     @property
     def reported(self) -> float:
         return self.prompt.metrics[f"test_{self.metric}"]
+
+    def score(self, found: Logits) -> float:
+        by_item = [[logits] for logits in found]
+        return self.family.score(by_item, self.rows, self.prompt.labels).metrics[self.metric]
 
 
 class Memory(NamedTuple):
@@ -142,22 +151,23 @@ def shipped_tasks(backbone: Backbone, limit: int | None) -> Iterator[Task]:
     for manifest in sorted(PROMPTS.glob("*/*/manifest.json")):
         prompt, name = artifact.read(manifest.parent), "/".join(manifest.parts[-3:-1])
         recipe = Recipe.model_validate(prompt.provenance.recipe)
-        source = recipe.data.test
-        if source is None or not (RECIPES / source.path).exists():
+        source = None if recipe.data is None else recipe.data.test
+        if source is None or not (RECIPES / source.name).exists():
             typer.echo(f"{name}: left out, its data set is not here", err=True)
             continue
-        examples = read_source(recipe, source, RECIPES)[:limit]
-        rows = encode_rows(examples, prompt.labels, backbone.tokenizer, prompt.preprocessing)
-        yield Task(name, prompt, recipe.metric, rows)
+        examples = read(recipe, source, RECIPES).rows[:limit]
+        family = family_for(recipe, backbone, examples)
+        rows = family.items(examples, prompt.labels, backbone.tokenizer, prompt.preprocessing, training=False)
+        yield Task(name, prompt, family, rows)
 
 
-def answers_in(way: Way, task: Task, backbone: Backbone, rows: Sequence[Row]) -> Logits:
+def answers_in(way: Way, task: Task, backbone: Backbone, rows: Sequence[Item]) -> Logits:
     """The logits of rows, as a server that stores prefixes this way computes them."""
     prompt = task.prompt
     if way.values is not None:
         prompt = replace(prompt, kv_N2HPD=way.values(prompt.kv_N2HPD))
     with Predictor(backbone, {}, POOL, prefix_dtype=way.prefix_dtype) as predictor:
-        return predictor.logits(prompt, [row.features for row in rows])
+        return predictor.logits(prompt, [row.rows[0] for row in rows])
 
 
 def gate(task: Task, backbone: Backbone, stored: torch.dtype) -> None:
@@ -188,9 +198,8 @@ def compare(task: Task, way: Way, found: Logits, wanted: Logits) -> Result:
     off = np.abs(_flat(found) - _flat(wanted))
     answers = [[_answer(row, one) for row, one in zip(task.rows, logits, strict=True)] for logits in (found, wanted)]
     changed = sum(one != other for one, other in zip(*answers, strict=True)) / len(task.rows)
-    metric = score(found, task.rows, task.prompt.labels).metrics[task.metric]
     memory = None if way.values else memory_of(task.prompt, way)
-    return Result(way.name, metric, changed, float(off.max()), float(off.mean()), prefix_distance(task, way), memory)
+    return Result(way.name, task.score(found), changed, float(off.max()), float(off.mean()), prefix_distance(task, way), memory)
 
 
 def prefix_distance(task: Task, way: Way) -> float:
@@ -220,10 +229,10 @@ def large_prompt(like: TaskPrompt, length: int) -> TaskPrompt:
     return replace(like, layers=tuple(range(ref.num_layers)), kv_N2HPD=kv_N2HPD, head=head, backbone=ref)
 
 
-def _answer(row: Row, logits: NDArray[np.float32]) -> tuple[int | None, ...]:
+def _answer(row: Item, logits: NDArray[np.float32]) -> tuple[int | None, ...]:
     if isinstance(row.example, TextExample):
         return (int(logits.argmax()),)
-    return tuple(word_classes(logits, row.features))
+    return tuple(word_classes(logits, row.rows[0]))
 
 
 def _flat(logits: Logits) -> NDArray[np.float32]:
