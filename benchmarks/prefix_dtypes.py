@@ -199,7 +199,9 @@ def compare(task: Task, way: Way, found: Logits, wanted: Logits) -> Result:
     answers = [[_answer(row, one) for row, one in zip(task.rows, logits, strict=True)] for logits in (found, wanted)]
     changed = sum(one != other for one, other in zip(*answers, strict=True)) / len(task.rows)
     memory = None if way.values else memory_of(task.prompt, way)
-    return Result(way.name, task.score(found), changed, float(off.max()), float(off.mean()), prefix_distance(task, way), memory)
+    return Result(
+        way.name, task.score(found), changed, float(off.max()), float(off.mean()), prefix_distance(task, way), memory
+    )
 
 
 def prefix_distance(task: Task, way: Way) -> float:
