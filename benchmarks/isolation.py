@@ -1,10 +1,11 @@
-"""Isolation, from outside: eight tasks, many concurrent requests in random mixture, every answer against the one alone.
+"""Isolation, from outside: many concurrent requests in random mixture, every answer against the one alone.
 
     python -m benchmarks.isolation [--requests 2000] [--dtype float32|bfloat16] [--json FILE]
 
-Publishes eight random prompts of lengths that hurt, asks the engine for each answer alone (one request at a time, no
-server), then asks a live server for all of them at once. Exits with 1 when an answer differs by more than the dtype's
-tolerance, names a wrong revision, or equals another task's answer.
+Publishes random prompts of every family and of lengths that hurt, asks the engine for each answer alone (one request at
+a time, no server), then asks a live server for all of them at once: texts, and questions, premises and sentences whose
+rows land in different batches. Exits with 1 when an answer differs by more than the dtype's tolerance, names a wrong
+revision, or equals another task's answer.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from benchmarks.live_server import live_server, report
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.store import PromptStore
 from prefixbank.serving.predict import Predictor
+from tests.family_prompts import family_input, family_tasks
 from tests.serving_cases import mixed_tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prefixbank.model_store.address import Address
+    from prefixbank.model_store.task_prompt import TaskPrompt
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 CONNECTIONS = 64
@@ -38,6 +43,7 @@ Mary Smith's curtains never arrived; please refund order 2024-117 since the tabl
 class Asked(NamedTuple):
     address: Address
     text: str
+    """What the inputs are made of."""
 
 
 class Got(NamedTuple):
@@ -52,15 +58,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         store = PromptStore(Path(folder) / "store")
         backbone = load_backbone("minilm", dtype=getattr(torch, arguments.dtype))
-        addresses = _publish(store, backbone)
+        tasks = _publish(store, backbone)
         with Predictor(backbone, store) as alone:
             wanted = {
-                asked: Got(*alone.answer(asked.address, asked.text, {"truncation": True})[:2])
-                for asked in (Asked(address, text) for address in addresses for text in texts)
+                asked: Got(*alone.answer(asked.address, _inputs(asked, tasks), {"truncation": True})[:2])
+                for asked in (Asked(address, text) for address in tasks for text in texts)
             }
         mixture = chance.choices(list(wanted), k=arguments.requests)
         with live_server(store.root, dtype=arguments.dtype) as url:
-            got = asyncio.run(_ask_all(url, mixture))
+            got = asyncio.run(_ask_all(url, mixture, tasks))
     figures = _compare(mixture, got, wanted)
     report({"dtype": arguments.dtype, "tolerance": TOLERANCE[arguments.dtype], **figures}, arguments.json)
     red = figures["largest_difference"] > TOLERANCE[arguments.dtype] or figures["wrong"] or figures["of_another_task"]
@@ -76,22 +82,25 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _publish(store: PromptStore, backbone: Any) -> list[Address]:
-    tasks = mixed_tasks(backbone)
+def _publish(store: PromptStore, backbone: Any) -> dict[Address, TaskPrompt]:
+    tasks = mixed_tasks(backbone) | family_tasks(backbone)
     for address, prompt in tasks.items():
         store.promote(address, store.publish(address, prompt))
-    return list(tasks)
+    return tasks
 
 
-async def _ask_all(url: str, mixture: list[Asked]) -> list[Got | httpx.Response]:
+def _inputs(asked: Asked, tasks: Mapping[Address, TaskPrompt]) -> object:
+    return family_input(tasks[asked.address], asked.text)
+
+
+async def _ask_all(url: str, mixture: list[Asked], tasks: Mapping[Address, TaskPrompt]) -> list[Got | httpx.Response]:
     limits = httpx.Limits(max_connections=CONNECTIONS)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120) as client:
-        return await asyncio.gather(*(_ask(client, asked) for asked in mixture))
+        return await asyncio.gather(*(_ask(client, asked.address, _inputs(asked, tasks)) for asked in mixture))
 
 
-async def _ask(client: httpx.AsyncClient, asked: Asked) -> Got | httpx.Response:
-    parameters = {"truncation": True}
-    response = await client.post(f"/models/{asked.address}", json={"inputs": asked.text, "parameters": parameters})
+async def _ask(client: httpx.AsyncClient, address: Address, inputs: object) -> Got | httpx.Response:
+    response = await client.post(f"/models/{address}", json={"inputs": inputs, "parameters": {"truncation": True}})
     if response.status_code != 200:
         return response
     return Got(response.json(), response.headers["x-prefixbank-revision"])
@@ -108,7 +117,7 @@ def _compare(mixture: list[Asked], got: list[Got | httpx.Response], wanted: dict
             continue
         largest = max([largest, *_differences(answer.value, expected.value)])
         of_another_task += any(
-            answer.value and answer.value == other.value
+            _scores(answer.value) and answer.value == other.value
             for key, other in wanted.items()
             if key.text == asked.text and key.address != asked.address
         )
@@ -125,21 +134,33 @@ def _compare(mixture: list[Asked], got: list[Got | httpx.Response], wanted: dict
 
 def _alike(answer: Got, expected: Got) -> bool:
     """Equal in everything but scores; labels are compared by name, as near ties may change places."""
-    return _without_scores(answer.value) == _without_scores(expected.value)
+    return bool(_without_scores(answer.value) == _without_scores(expected.value))
 
 
-def _scored(value: Any) -> list[dict[str, Any]]:
-    """The scored entries of an answer in an order that does not depend on scores."""
-    entries = value[0] if value and isinstance(value[0], list) else value
-    return sorted(entries, key=lambda entry: (entry.get("start", 0), entry.get("label", "")))
+def _ordered(value: list[Any]) -> list[Any]:
+    """A list in an order that does not depend on scores."""
+    is_ranked = bool(value) and isinstance(value[0], dict) and "label" in value[0]
+    return sorted(value, key=lambda entry: str(entry["label"])) if is_ranked else value
 
 
-def _without_scores(value: Any) -> list[dict[str, Any]]:
-    return [{key: field for key, field in entry.items() if key != "score"} for entry in _scored(value)]
+def _without_scores(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_scores(entry) for entry in _ordered(value)]
+    if isinstance(value, dict):
+        return {key: _without_scores(field) for key, field in value.items() if key != "score"}
+    return value
+
+
+def _scores(value: Any) -> list[float]:
+    if isinstance(value, list):
+        return [score for entry in _ordered(value) for score in _scores(entry)]
+    if isinstance(value, dict):
+        return [score for key, field in value.items() for score in ([field] if key == "score" else _scores(field))]
+    return []
 
 
 def _differences(value: Any, expected: Any) -> list[float]:
-    return [abs(a["score"] - b["score"]) for a, b in zip(_scored(value), _scored(expected), strict=True)]
+    return [abs(a - b) for a, b in zip(_scores(value), _scores(expected), strict=True)]
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def family_tasks(backbone: Backbone) -> dict[Address, TaskPrompt]:
 
 def family_input(prompt: TaskPrompt, text: str) -> object:
     """The input that a text becomes for the prompt's family; the text itself for the families of single texts."""
-    words = text.split() or ["nothing"]
+    words = [*text.split(), *(["nobody", "knows", "why"] if len(text.split()) < 4 else [])]
     if prompt.family is QUESTIONS:
         return {"question": f"who is {words[0]}?", "context": " ".join(words)}
     if prompt.family is CHOICES:

@@ -13,6 +13,7 @@ from prefixbank.model_store import artifact
 from prefixbank.model_store.address import Address
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.store import PromptStore
+from tests.family_prompts import family_input, family_tasks
 from tests.serving_cases import TEXT, random_prompt
 from tests.tiny import SENTENCES, tiny_backbone_folder
 
@@ -56,6 +57,20 @@ def test_predict_answers_each_line_in_order(
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [len(answer) for answer in answers] == [1, 2] + [1] * 600
     assert len(answers[0][0]) == 3
+
+
+def test_predict_answers_every_family(
+    tmp_path: Path, backbone: Backbone, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = PromptStore(tmp_path / "store")
+    for address, prompt in family_tasks(backbone).items():
+        store.promote(address, store.publish(address, prompt))
+        line = json.dumps(family_input(prompt, SENTENCES[2]))
+        assert predict(store, folder, [line, json.dumps({"inputs": json.loads(line)})], str(address)) == 0
+        first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+        assert json.dumps(first)[:40] == json.dumps(second)[:40]
+        assert predict(store, folder, [line, '"no such input"'], str(address)) == 1
+        assert "line 2: inputs: found a string, wanted {" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bad", ["{", '{"inputs": "x", "parameters": {"top_k": -1}}', "5"])

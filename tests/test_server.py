@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 import pytest
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, QuestionAnsweringOutputElement
+from huggingface_hub.errors import HfHubHTTPError
 from prometheus_client.parser import text_string_to_metric_families
 
 from prefixbank.model_store.address import Address
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.store import PromptStore
 from prefixbank.serving.predict import Predictor
+from tests.family_prompts import family_input, family_tasks
 from tests.serving_cases import TEXT, TOKENS, random_prompt
 from tests.tiny import SENTENCES, tiny_backbone_folder
 from tests.wire_cases import is_refusal
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SENTIMENT, NER, HOT = Address("acme", "sentiment"), Address("acme", "ner"), Address("acme", "hot")
+SQUAD, COPA, SRL = Address("families", "squad"), Address("families", "copa"), Address("families", "srl")
 START_TIMEOUT_S, STOP_TIMEOUT_S = 90, 40
 
 
@@ -59,6 +62,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     backbone, store = load_backbone(str(backbone_folder)), PromptStore(folder / "store")
     for seed, (address, family) in enumerate({SENTIMENT: TEXT, NER: TOKENS}.items(), 1):
         store.promote(address, store.publish(address, random_prompt(backbone, 5, seed=seed, family=family)))
+    for address in (SQUAD, COPA, SRL):
+        store.promote(address, store.publish(address, family_tasks(backbone)[address]))
     mark = f"PREFIXBANK_TEST_MARK={uuid.uuid4()}"
     url = f"http://127.0.0.1:{_free_port()}"
     process = _start(url, backbone_folder, store, mark)
@@ -111,7 +116,7 @@ def ask(server: Server, address: Address, text: str = SENTENCES[0]) -> httpx.Res
 
 def test_it_tells_curl_lines_that_work_with_their_answers(server: Server) -> None:
     lines = [number for number, line in enumerate(server.told) if line.startswith("curl ")]
-    assert len(lines) == 2
+    assert len(lines) == 5
     for number in lines:
         done = subprocess.run(["sh", "-c", f"{server.told[number].strip()} -s"], capture_output=True, check=True)
         assert json.loads(done.stdout) == _near(json.loads(server.told[number + 1]))
@@ -137,10 +142,29 @@ def test_the_hugging_face_client_classifies_unchanged(server: Server) -> None:
     assert tokens[0].entity_group
 
 
+def test_the_hugging_face_client_asks_questions_unchanged(server: Server) -> None:
+    context = " ".join(SENTENCES)
+    client = InferenceClient(model=f"{server.url}/models/{SQUAD}")
+    best = client.question_answering("who flew to Oslo?", context)
+    assert isinstance(best, QuestionAnsweringOutputElement)
+    assert context[best.start : best.end] == best.answer != ""
+    several = client.question_answering("who flew to Oslo?", context, top_k=3, max_answer_len=5, doc_stride=4)
+    assert isinstance(several, list)
+    assert [type(answer) for answer in several] == [QuestionAnsweringOutputElement] * 3
+    assert several[0].score >= several[1].score >= several[2].score
+    with pytest.raises(HfHubHTTPError, match="422"):
+        client.question_answering("who flew to Oslo?", "")
+
+
 def test_the_server_answers_as_the_predictor_does(server: Server) -> None:
     with Predictor(server.backbone, server.store) as predictor:
         for address in (SENTIMENT, NER):
             assert ask(server, address).json() == _near(predictor.answer(address, SENTENCES[0]).value)
+        for address, prompt in family_tasks(server.backbone).items():
+            if address in (SQUAD, COPA, SRL):
+                inputs = family_input(prompt, " ".join(SENTENCES[:4]))
+                answer = httpx.post(f"{server.url}/models/{address}", json={"inputs": inputs}, timeout=10)
+                assert answer.json() == _near(predictor.answer(address, inputs).value)
 
 
 def test_a_promoted_prompt_is_served_within_a_second(server: Server) -> None:
