@@ -27,7 +27,7 @@ class ChoiceColumns:
     premise: str = "premise"
     choices: tuple[str, ...] = ("choice1", "choice2")
     label: str = "label"
-    """Number of the right choice, from 0."""
+    """Number of the right choice, from 0, or its column's name."""
     question: str | None = "question"
     """Names the connector; None where nothing stands between premise and choice."""
     connectors: Mapping[str, str] = field(default_factory=lambda: CONNECTORS)
@@ -43,15 +43,27 @@ def read_choices(
     """
     chosen = columns or ChoiceColumns()
     rows = tables.table_rows(path, tables.FORMATS.get(path.suffix, "jsonl"), [chosen.premise])
-    return settle(built(rows, lambda row: _example(row, chosen)), path, tolerance)
+    return settle(built(rows, lambda row: choices_example(row, chosen)), path, tolerance)
 
 
-def _example(row: Row, columns: ChoiceColumns) -> ChoicesExample:
+def choices_example(row: Row, columns: ChoiceColumns) -> ChoicesExample:
+    """The example of a row.
+
+    Raises:
+        BadRow: a field is absent, a text is empty, or the label names no choice.
+    """
     texts = [text_of(tables.field(row, name), name) for name in (columns.premise, *columns.choices)]
+    return ChoicesExample(texts[0], tuple(texts[1:]), _connector(row, columns), _right(row, columns), row.where)
+
+
+def _right(row: Row, columns: ChoiceColumns) -> int:
+    """Index of the right choice, given by its number or, as on the hub, by its column's name."""
     right = str(tables.field(row, columns.label))
+    if right in columns.choices:
+        return columns.choices.index(right)
     if not right.isdecimal() or int(right) >= len(columns.choices):
         raise BadRow(f"{columns.label}: found {shown(right)}, wanted a number from 0 to {len(columns.choices) - 1}")
-    return ChoicesExample(texts[0], tuple(texts[1:]), _connector(row, columns), int(right), row.where)
+    return int(right)
 
 
 def _connector(row: Row, columns: ChoiceColumns) -> str:

@@ -83,7 +83,9 @@ class Reading(NamedTuple, Generic[ExampleT]):
     """Bad rows that were left out."""
 
 
-def settle(results: Iterable[ExampleT | Fault], path: Path, tolerance: Tolerance, part: str = "") -> Reading[ExampleT]:
+def settle(
+    results: Iterable[ExampleT | Fault], path: Path | str, tolerance: Tolerance, part: str = ""
+) -> Reading[ExampleT]:
     """The good rows of a file, or of a `part` of it, unless the bad ones are too many.
 
     Raises:

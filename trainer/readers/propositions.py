@@ -46,6 +46,8 @@ CONLL2012 = Layout(word=3, target=7, first=11, num_after=1)
 """As OntoNotes 5: sense, speaker and names stand before the predicates, coreference after them."""
 CONLL2005 = Layout(word=0, target=1, first=2)
 """A words file and a props file side by side."""
+LAYOUTS = {"propbank": PROPBANK, "conll2012": CONLL2012, "conll2005": CONLL2005}
+"""By the name that a recipe gives them."""
 
 
 def read_propositions(
@@ -62,9 +64,7 @@ def read_propositions(
     Raises:
         InvalidData: a file cannot be read, or has too many bad rows.
     """
-    blocks = blocks_of(path) if words is None else _side_by_side(words, path)
-    results = (result for block in blocks for result in _propositions(block, layout))
-    return settle(results, path, tolerance)
+    return settle(propositions_of(path, layout, words), path, tolerance)
 
 
 def read_tagged_lines(path: Path, tolerance: Tolerance = TOLERANT) -> Reading[PropositionExample]:
@@ -73,7 +73,24 @@ def read_tagged_lines(path: Path, tolerance: Tolerance = TOLERANT) -> Reading[Pr
     Raises:
         InvalidData: the file cannot be read, or has too many bad lines.
     """
-    return settle(_tagged_lines(path), path, tolerance)
+    return settle(tagged_lines_of(path), path, tolerance)
+
+
+def propositions_of(
+    path: Path, layout: Layout = PROPBANK, words: Path | None = None
+) -> Iterator[PropositionExample | Fault]:
+    """The predicates of a file of columns; a bad sentence is a Fault."""
+    blocks = blocks_of(path) if words is None else _side_by_side(words, path)
+    return (result for block in blocks for result in _propositions(block, layout))
+
+
+def tagged_lines_of(path: Path) -> Iterator[PropositionExample | Fault]:
+    """The predicates of a file of lines `index words ||| tags`; a bad line is a Fault."""
+    for line in lines_of(path):
+        if isinstance(line, Fault):
+            yield line
+        elif line.text.strip():
+            yield _tagged_line(path, line)
 
 
 def _side_by_side(words: Path, props: Path) -> Iterator[Block | Fault]:
@@ -127,14 +144,6 @@ def _predicate(tags: Sequence[str], marked: Sequence[bool]) -> int:
     if not verb:
         raise ValueError("found no predicate, wanted (V*)")
     return next((place for place in verb if marked[place]), verb[0])
-
-
-def _tagged_lines(path: Path) -> Iterator[PropositionExample | Fault]:
-    for line in lines_of(path):
-        if isinstance(line, Fault):
-            yield line
-        elif line.text.strip():
-            yield _tagged_line(path, line)
 
 
 def _tagged_line(path: Path, line: Line) -> PropositionExample | Fault:

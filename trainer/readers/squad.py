@@ -17,8 +17,10 @@ from prefixbank.trainer.readers.files import json_of
 from prefixbank.trainer.readers.tables import field, table_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from prefixbank.trainer.readers.tables import Row
 
 _WANTED = 'wanted SQuAD: {"data": [{"paragraphs": [{"context", "qas": [...]}]}]}'
 
@@ -29,8 +31,12 @@ def read_questions(path: Path, tolerance: Tolerance = TOLERANT) -> Reading[Quest
     Raises:
         InvalidData: the file is no SQuAD, or has too many bad questions.
     """
-    questions = _flat_questions(path) if path.suffix == ".jsonl" else _questions(path)
-    return settle(questions, path, tolerance)
+    return settle(questions_of(path), path, tolerance)
+
+
+def questions_of(path: Path) -> Iterator[QuestionExample | Fault]:
+    """The questions of a file; a bad one is a Fault."""
+    return flat_questions(table_rows(path, "jsonl", ("context",))) if path.suffix == ".jsonl" else _questions(path)
 
 
 def _questions(path: Path) -> Iterator[QuestionExample | Fault]:
@@ -45,16 +51,17 @@ def _questions(path: Path) -> Iterator[QuestionExample | Fault]:
                 yield Fault(f"{path}: question {shown(name)}", str(error))
 
 
-def _flat_questions(path: Path) -> Iterator[QuestionExample | Fault]:
+def flat_questions(rows: Iterable[Row | Fault]) -> Iterator[QuestionExample | Fault]:
+    """A question with its context in every row; a bad one is a Fault."""
     contexts: dict[object, int] = {}
-    for row in table_rows(path, "jsonl", ("context",)):
+    for row in rows:
         if isinstance(row, Fault):
             yield row
             continue
         try:
             context, name = text_of(field(row, "context"), "context"), str(row.fields.get("id", row.line))
             found = row.fields | {"answers": _transposed(field(row, "answers"))}
-            yield _example(found, context, name, contexts.setdefault(context, len(contexts)), path)
+            yield _example(found, context, name, contexts.setdefault(context, len(contexts)), row.path)
         except BadRow as error:
             yield Fault(row.place(), str(error))
 

@@ -5,7 +5,7 @@ It refuses to know files and tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefixbank.trainer.readers.examples import WordsExample
 from prefixbank.trainer.readers.faults import BadRow, Fault, shown, unicode_of
@@ -27,11 +27,22 @@ def listed_words(row: Row, data: DataSection) -> WordsExample:
         BadRow: a list is absent, or the lists do not go together.
     """
     words, tags = field(row, data.text[0]), field(row, data.label)
-    for name, found in ((data.text[0], words), (data.label, tags)):
-        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-            raise BadRow(f"{name}: found {shown(found)}, wanted a list of texts")
-        unicode_of(" ".join(found), name)
-    return _example(words, tags, data, row.where)
+    return _example(_texts(words, data.text[0]), [str(tag) for tag in _listed(tags, data.label)], data, row.where)
+
+
+def _texts(found: object, name: str) -> list[str]:
+    texts = _listed(found, name)
+    if not all(isinstance(item, str) for item in texts):
+        raise BadRow(f"{name}: found {shown(found)}, wanted a list of texts")
+    unicode_of(" ".join(texts), name)
+    return texts
+
+
+def _listed(found: object, name: str) -> list[Any]:
+    """A list of texts or numbers: some data sets number their tags, and `rename` gives them names."""
+    if not isinstance(found, list) or not all(isinstance(item, str | int) for item in found):
+        raise BadRow(f"{name}: found {shown(found)}, wanted a list of texts")
+    return found
 
 
 def column_words(block: Block, data: DataSection) -> WordsExample:
@@ -71,7 +82,7 @@ def _example(words: Sequence[str], tags: Sequence[str], data: DataSection, where
     if len(words) != len(tags) or not words:
         raise BadRow(f"found {len(words)} words and {len(tags)} tags, wanted as many, and some")
     try:
-        written = iob2(tags, data.scheme)
+        written = iob2([data.rename.get(tag, tag) for tag in tags], data.scheme)
     except ValueError as error:
         raise BadRow(str(error)) from error
     renamed = tuple(tag if tag == "O" else f"{tag[:2]}{data.rename.get(tag[2:], tag[2:])}" for tag in written)

@@ -18,6 +18,7 @@ from prefixbank.trainer.recipe.sections import (
     Source,
     TaskSection,
 )
+from prefixbank.trainer.recipe.sweep import SearchInterval, SweepSection
 
 __all__ = [
     "METRICS",
@@ -30,8 +31,10 @@ __all__ = [
     "Recipe",
     "ReportSection",
     "RolesSection",
+    "SearchInterval",
     "SelectionSection",
     "Source",
+    "SweepSection",
     "TaskSection",
     "load",
     "parse",

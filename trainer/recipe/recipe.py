@@ -23,6 +23,7 @@ from prefixbank.trainer.recipe.sections import (
     SelectionSection,
     TaskSection,
 )
+from prefixbank.trainer.recipe.sweep import SweepSection
 from prefixbank.trainer.recipe.verbalizer import check_verbalizer
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Recipe(Section):
     """Which epoch is kept, and when to stop."""
     report: ReportSection = ReportSection()
     """What the report shows."""
+    sweep: SweepSection | None = None
+    """What `prefixbank sweep` tries. Unset: the default space of the method."""
     max_tokens: Annotated[int, Field(ge=3)] = 128
     """Longest row with special tokens. Longer training rows are cut, and the report counts them; long texts of
     questions become several rows."""

@@ -38,6 +38,8 @@ class Source(Section):
     """Which of the hub's data sets of that name, such as "boolq" of "super_glue"."""
     split: str = "train"
     """Split on the hub; its slices work too: "train[:90%]"."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub. Pin it for results; "refs/convert/parquet" reads sets that come as a script."""
     rows: tuple[Annotated[int, Field(ge=0)], Count] | None = None
     """Half-open slice [first, end) in file order. Cut one file into splits with it, and say so beside any number."""
     limit: Count | None = None
@@ -52,8 +54,8 @@ class Source(Section):
     def _is_a_file_or_on_the_hub(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError(f"path or hub, one of them, not {'both' if self.path else 'neither'}")
-        if self.hub is None and (self.config is not None or self.split != "train"):
-            raise ValueError("config and split only beside hub")
+        if self.hub is None and ((self.config, self.split, self.revision) != (None, "train", None)):
+            raise ValueError("config, split and revision only beside hub")
         if self.words is not None and self.path is None:
             raise ValueError("words only beside the path of a props file")
         if self.rows is not None and self.rows[0] >= self.rows[1]:

@@ -1,0 +1,116 @@
+"""Sources: what a recipe names as one split, opened and read in the format of its family.
+
+It refuses to know how formats are read: the other modules do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from prefixbank.model_store.errors import InvalidData
+from prefixbank.model_store.task_prompt import TaskFamily
+from prefixbank.trainer.readers.choices import ChoiceColumns, choices_example
+from prefixbank.trainer.readers.columns import blocks_of
+from prefixbank.trainer.readers.faults import built
+from prefixbank.trainer.readers.hub import HubTable, open_hub
+from prefixbank.trainer.readers.propositions import LAYOUTS, propositions_of, tagged_lines_of
+from prefixbank.trainer.readers.squad import flat_questions, questions_of
+from prefixbank.trainer.readers.tables import FORMATS, table_rows
+from prefixbank.trainer.readers.texts import text_example
+from prefixbank.trainer.readers.words import column_words, listed_words, of_equal_width
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from prefixbank.trainer.readers.examples import Example
+    from prefixbank.trainer.readers.faults import Fault
+    from prefixbank.trainer.readers.tables import Row
+    from prefixbank.trainer.recipe import DataSection, Recipe, Source
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file, and the words file beside it where its format has one."""
+
+    path: Path
+    words: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def digest(self) -> str:
+        """SHA-256 of its bytes, and of the words'."""
+        found = hashlib.sha256()
+        for path in (self.path, self.words):
+            found.update(b"" if path is None else path.read_bytes())
+        return found.hexdigest()
+
+
+Opened: TypeAlias = DataFile | HubTable
+
+
+def open_source(source: Source, root: Path) -> Opened:
+    """What a recipe in the folder `root` names. A file is not touched yet.
+
+    Raises:
+        InvalidData: the hub has no such data set.
+    """
+    if source.path is None:
+        return open_hub(source, root)
+    return DataFile(root / source.path, None if source.words is None else root / source.words)
+
+
+def examples_of(opened: Opened, recipe: Recipe) -> Iterator[Example | Fault]:
+    """Every row of a source as an example of the recipe's family; a bad one is a Fault.
+
+    Raises:
+        InvalidData: it cannot be read, or is of a format that the family has not.
+    """
+    assert recipe.data is not None, "a recipe of several data sets is read part by part. This is a bug."
+    data = recipe.data
+    match recipe.family:
+        case TaskFamily.TEXT_CLASSIFICATION:
+            labels = data.labels or tuple(recipe.head.words) or None
+            rows = _table(opened, data, (*data.text, data.label))
+            return built(rows, lambda row: text_example(row, data.text, data.label, data.rename, labels))
+        case TaskFamily.TOKEN_CLASSIFICATION:
+            return _sentences(opened, data)
+        case TaskFamily.QUESTION_ANSWERING:
+            return flat_questions(opened.rows()) if isinstance(opened, HubTable) else questions_of(opened.path)
+        case TaskFamily.MULTIPLE_CHOICE:
+            columns = ChoiceColumns(data.text[0], data.text[1:], data.label, data.question or None)
+            return built(_table(opened, data, data.text), lambda row: choices_example(row, columns))
+        case TaskFamily.SEMANTIC_ROLES:
+            return _propositions(opened, data)
+
+
+def _sentences(opened: Opened, data: DataSection) -> Iterator[Example | Fault]:
+    if isinstance(opened, DataFile) and _format(opened.path, data) == "conll":
+        blocks = of_equal_width(blocks_of(opened.path))
+        return built(blocks, lambda block: column_words(block, data))
+    return built(_table(opened, data, (*data.text, data.label)), lambda row: listed_words(row, data))
+
+
+def _propositions(opened: Opened, data: DataSection) -> Iterator[Example | Fault]:
+    if isinstance(opened, HubTable):
+        raise InvalidData(f"{opened.name}: roles are read from files of props, not from tables")
+    if data.layout == "tagged":
+        return tagged_lines_of(opened.path)
+    return propositions_of(opened.path, LAYOUTS[data.layout], opened.words)
+
+
+def _table(opened: Opened, data: DataSection, names: Iterable[str]) -> Iterator[Row | Fault]:
+    if isinstance(opened, HubTable):
+        return opened.rows()
+    form = _format(opened.path, data)
+    if form == "conll":
+        raise InvalidData(f"{opened.path}: would be read as CoNLL columns, wanted data.format tsv, jsonl or json")
+    return table_rows(opened.path, form, tuple(names))
+
+
+def _format(path: Path, data: DataSection) -> str:
+    return FORMATS.get(path.suffix, "conll") if data.format == "auto" else data.format

@@ -1,0 +1,92 @@
+"""Splits: what a run learns from, chooses on and reports on, and what was left out of it.
+
+It refuses to know formats.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from prefixbank.model_store.errors import InvalidData
+from prefixbank.trainer.readers.faults import Reading, Tolerance, settle
+from prefixbank.trainer.readers.sources import examples_of, open_source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefixbank.trainer.readers.examples import Example
+    from prefixbank.trainer.readers.sources import Opened
+    from prefixbank.trainer.recipe import DataSection, Recipe, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The examples of a recipe for one data set."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    """Empty when the recipe names none: then the validation rows are reported."""
+    files: dict[str, str]
+    """What the recipe names, and the SHA-256 of what was found there."""
+    skipped: dict[str, list[str]]
+    """Bad rows that were left out, by split: where, and what was wrong. Carved rows are counted as training rows."""
+
+
+def read_splits(recipe: Recipe, root: Path) -> Splits:
+    """Read the splits of a recipe for one data set, whose paths are relative to `root`.
+
+    Raises:
+        InvalidData: a source cannot be read, has no rows, or has more bad rows than `data.tolerance`.
+    """
+    data = _data(recipe)
+    opened = {name: open_source(source, root) for name, source in data.sources.items()}
+    readings = {name: _read(recipe, data.sources[name], opened[name]) for name in opened}
+    rows = {name: reading.rows for name, reading in readings.items()}
+    if "validation" not in rows:
+        rows["train"], rows["validation"] = _carve(rows["train"], data.carve, recipe.seed, where=data.train.name)
+    by_name = {data.sources[name].name: one for name, one in opened.items()}
+    return Splits(
+        rows["train"],
+        rows["validation"],
+        rows.get("test", []),
+        files={name: by_name[name].digest() for name in sorted(by_name)},
+        skipped={name: [str(fault) for fault in reading.skipped] for name, reading in readings.items()},
+    )
+
+
+def read(recipe: Recipe, source: Source, root: Path) -> Reading[Example]:
+    """Read one split: all its rows, then its slice, then its limit. Bad rows keep their place in the slice.
+
+    Raises:
+        InvalidData: it cannot be read, has no rows, or has more bad rows than `data.tolerance`.
+    """
+    return _read(recipe, source, open_source(source, root))
+
+
+def _read(recipe: Recipe, source: Source, opened: Opened) -> Reading[Example]:
+    examples, part = examples_of(opened, recipe), ""
+    if source.rows is not None:
+        examples, part = islice(examples, *source.rows), f" in {list(source.rows)}"
+    reading: Reading[Example] = settle(examples, opened.name, Tolerance(_data(recipe).tolerance), part)
+    if source.limit is not None and source.limit < len(reading.rows):
+        drawn = random.Random(f"limit {recipe.seed}").sample(reading.rows, source.limit)
+        return reading._replace(rows=drawn)
+    return reading
+
+
+def _data(recipe: Recipe) -> DataSection:
+    assert recipe.data is not None, "a recipe of several data sets is read part by part. This is a bug."
+    return recipe.data
+
+
+def _carve(rows: list[Example], share: float, seed: int, where: str) -> tuple[list[Example], list[Example]]:
+    count = round(share * len(rows)) if share < 1 else round(share)
+    if not 0 < count < len(rows):
+        raise InvalidData(f"{where}: cannot carve {count} validation rows from {len(rows)} training rows")
+    chosen = set(random.Random(f"carve {seed}").sample(range(len(rows)), count))
+    kept = [row for index, row in enumerate(rows) if index not in chosen]
+    return kept, [rows[index] for index in sorted(chosen)]
