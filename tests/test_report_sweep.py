@@ -72,20 +72,26 @@ def test_lengths_are_drawn_by_parameterisation_as_means_over_seeds() -> None:
 
 def test_a_point_is_the_best_over_the_settings_beside_it() -> None:
     chart = length_chart(
-        trials(
-            tried(0.7, length=8, dropout=0.1), tried(0.8, length=8, dropout=0.2), tried(0.6, length=16, dropout=0.1)
-        ),
+        trials(*(tried(n / 10 + d, length=8 * n, dropout=d) for n in (5, 6) for d in (0.1, 0.2))),
         "span_f1",
         "embedding",
     )
     assert chart is not None
-    assert chart.lines[0].points == ((8, 0.8), (16, 0.6))
+    assert chart.lines[0].points == ((40, 0.7), (48, 0.8))
     assert "best over the settings that vary beside it" in chart.note
+
+
+def test_like_is_compared_with_like() -> None:
+    """A length that was tried with many rates would win by luck."""
+    rates = [tried(0.7 + i / 100, length=16, rate=i) for i in range(9)]
+    chart = length_chart(trials(tried(0.7, length=8, rate=0), *rates), "span_f1", "embedding")
+    assert chart is not None
+    assert chart.lines[0].points == ((8, 0.7), (16, 0.7))
 
 
 def test_depths_are_drawn_from_either_end_beside_the_whole_prompt() -> None:
     ends = [tried(0.5 + n / 10, layers={"from": end, "count": n}) for end in ("top", "bottom") for n in (1, 2)]
-    chart = depth_chart(trials(*ends, tried(0.9, layers="all")), "span_f1")
+    chart = depth_chart(trials(*ends, tried(0.9)), "span_f1", "all")
     assert chart is not None
     assert {line.name for line in chart.lines} == {"from the top", "from the bottom", "all layers"}
     assert chart.frame.y.high >= 0.9
@@ -94,7 +100,7 @@ def test_depths_are_drawn_from_either_end_beside_the_whole_prompt() -> None:
 def test_trials_without_an_ablation_have_none() -> None:
     found = trials(tried(0.7, length=8, rate=0.1), tried(0.6, length=8, rate=0.2))
     assert length_chart(found, "span_f1", "embedding") is None
-    assert depth_chart(found, "span_f1") is None
+    assert depth_chart(found, "span_f1", "all") is None
     assert [chart.title for chart in setting_charts(found, "span_f1")] == ["prompt.rate"]
 
 
@@ -118,6 +124,22 @@ def test_the_best_settings_are_known_by_value_whatever_their_nesting() -> None:
         "best": {"settings": {"prompt.layers.from": "top"}},
     }
     assert trials_of(parse(Sweep, record, "sweep")).tried[0].is_best
+
+
+def test_what_a_trial_does_not_set_is_as_the_recipe_has_it() -> None:
+    record = {
+        "metric": "f1",
+        "recipe": {"prompt": {"layers": "all", "dropout": 0.1, "length": 8}},
+        "trials": [
+            {"number": 0, "state": "complete", "settings": {"prompt.length": 9}},
+            {"number": 1, "state": "complete", "settings": {"prompt.layers": {"from": "top", "count": 2}}},
+        ],
+    }
+    found = trials_of(parse(Sweep, record, "sweep")).tried
+    assert [tried.settings for tried in found] == [
+        {"prompt.length": 9},
+        {"prompt.length": 8, "prompt.layers.from": "top", "prompt.layers.count": 2},
+    ]
 
 
 @pytest.mark.parametrize(

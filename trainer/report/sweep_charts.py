@@ -6,15 +6,16 @@ section 4.4. It refuses to know how settings were chosen.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prefixbank.trainer.report.axes import Axis, choice_axis, linear_axis, number_axis, step_axis
+from prefixbank.trainer.report.axes import choice_axis, linear_axis, number_axis, step_axis
 from prefixbank.trainer.report.charts import QUIET, Chart, Dot, Frame, Line, Whisker, tone_of
 from prefixbank.trainer.report.curves import thinned
+from prefixbank.trainer.report.trials import over_seeds
 from prefixbank.trainer.report.wording import brief, score, spoken, value_of
 
 if TYPE_CHECKING:
-    from prefixbank.trainer.report.trials import Seeds, Trials, Tried
+    from prefixbank.trainer.report.trials import Ablation, Seeds, Trials, Tried
 
 LENGTH, PARAMETERISATION = "prompt.length", "prompt.parameterisation"
 LAYERS, LAYERS_FROM, LAYERS_COUNT = "prompt.layers", "prompt.layers.from", "prompt.layers.count"
@@ -34,26 +35,30 @@ def length_chart(trials: Trials, metric: str, parameterisation: str) -> Chart | 
     def line(tried: Tried) -> str:
         return str(tried.settings.get(PARAMETERISATION, parameterisation))
 
-    lines = trials.best_by(line, LENGTH)
-    title = "Prompt length and reparameterisation"
-    return _ablation(title, "Figure 3", lines, metric, number_axis("prompt length", _values(lines)), trials)
+    found = trials.ablation(LENGTH, line, (LENGTH, PARAMETERISATION))
+    return _ablation_chart("Prompt length and reparameterisation", "Figure 3", found, metric, "prompt length")
 
 
-def depth_chart(trials: Trials, metric: str) -> Chart | None:
-    """Figure 4: score by how many layers have a prompt, counted from either end. None where no two were tried."""
+def depth_chart(trials: Trials, metric: str, layers: str) -> Chart | None:
+    """Figure 4: score by how many layers have a prompt, counted from either end. None where no two were tried.
+
+    Args:
+        layers: of trials that do not say.
+    """
 
     def line(tried: Tried) -> str | None:
         end = tried.settings.get(LAYERS_FROM)
         return None if end is None else f"from the {end}"
 
-    lines = trials.best_by(line, LAYERS_COUNT)
-    chart = _ablation(
-        "Prompt depth", "Figure 4", lines, metric, number_axis("layers with a prompt", _values(lines)), trials
-    )
-    whole = [tried for tried in trials.complete if tried.settings.get(LAYERS) == "all"]
-    if chart is None or not whole:
-        return chart
-    return _with_all_layers(chart, max(tried.score or 0.0 for tried in whole))
+    apart = (LAYERS, LAYERS_FROM, LAYERS_COUNT)
+    found = trials.ablation(LAYERS_COUNT, line, apart)
+    chart = _ablation_chart("Prompt depth", "Figure 4", found, metric, "layers with a prompt")
+    whole = [
+        t
+        for t in trials.complete
+        if line(t) is None and t.settings.get(LAYERS, layers) == "all" and t.beside(apart) in found.others
+    ]
+    return chart if chart is None or not whole else _with_all_layers(chart, trials.best_of(over_seeds(whole)).mean)
 
 
 def setting_charts(trials: Trials, metric: str) -> list[Chart]:
@@ -96,44 +101,31 @@ def sparkline(tried: Tried, metric: str, low: float, high: float) -> str:
     return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
 
 
-def _values(lines: dict[str, list[tuple[Any, Seeds]]]) -> list[float]:
-    return [value for points in lines.values() for value, _ in points] or [1]
-
-
-def _ablation(
-    title: str, figure: str, found: dict[str, list[tuple[Any, Seeds]]], metric: str, x_axis: Axis, trials: Trials
-) -> Chart | None:
-    if len(set(_values(found))) < 2:
+def _ablation_chart(title: str, figure: str, found: Ablation, metric: str, x_name: str) -> Chart | None:
+    """Lines with dots, and whiskers where there are seeds. None of fewer than two values of x."""
+    points = [(i, name, x, seeds) for i, (name, ps) in enumerate(found.lines.items()) for x, seeds in ps]
+    values = [x for _, _, x, _ in points]
+    if len(set(values)) < 2:
         return None
-    ends = [end for points in found.values() for _, seeds in points for end in _reach(seeds)]
-    frame = Frame(x_axis, linear_axis(f"{spoken(metric)}, validation", ends), height=300)
-    named = list(enumerate(found.items()))
-    lines = tuple(Line(name, tuple((x, s.mean) for x, s in points), tone_of(i), i == 1) for i, (name, points) in named)
-    dots = tuple(
-        Dot(x, s.mean, f"{name}, {x_axis.name} {value_of(x)}: {_of(s)}", tone_of(i), 3.5)
-        for i, (name, points) in named
-        for x, s in points
-    )
-    whiskers = tuple(
-        Whisker(x, *_reach(s), tone_of(i)) for i, (_, points) in named for x, s in points if s.std is not None
-    )
-    said = [f"{name}: " + ", ".join(f"{value_of(x)} {score(s.mean)}" for x, s in points) for _, (name, points) in named]
-    note = _ablation_note(figure, bool(whiskers), trials)
+    ends = [end for *_, seeds in points for end in _reach(seeds)]
+    frame = Frame(number_axis(x_name, values), linear_axis(f"{spoken(metric)}, validation", ends), height=300)
+    lines = enumerate(found.lines.items())
+    whiskers = tuple(Whisker(x, *_reach(s), tone_of(i)) for i, _, x, s in points if s.std is not None)
+    said = [f"{name}, {value_of(x)}: {_of(seeds)}" for _, name, x, seeds in points]
     return Chart(
         title,
-        f"{spoken(metric)} by {x_axis.name}. {'; '.join(said)}.",
+        f"{spoken(metric)} by {x_name}. " + "; ".join(said),
         frame,
-        lines,
-        dots,
+        tuple(Line(name, tuple((x, s.mean) for x, s in ps), tone_of(i), i == 1) for i, (name, ps) in lines),
+        tuple(Dot(x, s.mean, says, tone_of(i), 3.5) for (i, _, x, s), says in zip(points, said, strict=True)),
         whiskers=whiskers,
-        note=note,
+        note=_ablation_note(figure, bool(whiskers), len(found.others) > 1),
     )
 
 
-def _ablation_note(figure: str, has_seeds: bool, trials: Trials) -> str:
-    others = set(trials.varying) - {LENGTH, PARAMETERISATION, LAYERS, LAYERS_FROM, LAYERS_COUNT}
+def _ablation_note(figure: str, has_seeds: bool, has_others: bool) -> str:
     means = " Means over seeds, with the standard deviation up and down." if has_seeds else ""
-    best = " Each point is the best over the settings that vary beside it." if others else ""
+    best = " Each point is the best over the settings that vary beside it." if has_others else ""
     return f"As {figure} of the P-tuning v2 paper, on validation rows.{means}{best}"
 
 

@@ -25,8 +25,11 @@ def render_sweep(sweep: Mapping[str, Any], where: str = "sweep") -> str:
     """
     record = parse(Sweep, sweep, where)
     trials, metric = trials_of(record), record.metric
-    usual = str((record.recipe.get("prompt") or {}).get("parameterisation", "embedding"))
-    ablations = [length_chart(trials, metric, usual), depth_chart(trials, metric)]
+    usual = {"parameterisation": "embedding", "layers": "all"} | (record.recipe.get("prompt") or {})
+    ablations = [
+        length_chart(trials, metric, str(usual["parameterisation"])),
+        depth_chart(trials, metric, str(usual["layers"])),
+    ]
     return (
         environment()
         .get_template("sweep.html")
