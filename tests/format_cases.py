@@ -54,10 +54,14 @@ def exact_logits(prompt: TaskPrompt, backbone: Backbone, rows: Sequence[Sequence
     """What the prompt answers, in fp64 from its fp32 numbers: [C] per row, or [T, C] where every token is read."""
     model, pooler = (copy.deepcopy(module).double() if module else None for module in (backbone.model, backbone.pooler))
     exact = dataclasses.replace(backbone, model=model, pooler=pooler, dtype=torch.float64)
-    packed = exact.pack([PackRow(row, [0] * len(row), 1, prompt.position_offset, prompt.prefix_length) for row in rows])
+    offset, virtual = prompt.position_offset, prompt.shallow_length
+    packed = exact.pack([PackRow(row, [0] * len(row), 1, offset, prompt.prefix_length, virtual) for row in rows])
     prefix = dict(zip(prompt.layers, prompt.kv_N2HPD, strict=True))
-    hidden_TM = exact.forward(packed, prompt_pools([prefix], backbone.ref.num_layers, torch.float64))
-    return [_head(prompt, exact, row_TM) for row_TM in hidden_TM.split([len(row) for row in rows])]
+    prefixes = prompt_pools([prefix], backbone.ref.num_layers, torch.float64) if prefix else exact.no_prefixes(2)
+    virtual_VM = None if prompt.shallow_PM is None else prompt.shallow_PM.repeat(len(rows), 1)
+    hidden_TM = exact.forward(packed, prefixes, virtual_VM)
+    first = 0 if prompt.head.spec.pools == "prompt" else virtual
+    return [_head(prompt, exact, row_TM[first:]) for row_TM in hidden_TM.split([virtual + len(row) for row in rows])]
 
 
 def _head(prompt: TaskPrompt, backbone: Backbone, hidden_TM: Tensor) -> Tensor:

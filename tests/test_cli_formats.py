@@ -14,10 +14,12 @@ import torch
 from prefixbank import cli
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.store import Address, PromptStore
+from prefixbank.model_store.task_prompt import Pooler
 from prefixbank.serving.predict import Predictor
 from tests.format_cases import PREFIX, TEXT, WORDS, Published, edit_json
 from tests.prompt_cases import same_prompt
 from tests.serving_cases import random_prompt
+from tests.shallow_cases import shallow
 from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
@@ -127,6 +129,22 @@ def test_an_unshifted_prompt_is_not_exported(
     code, out, err = run("export", TASK, "--format", "peft", "--output", tmp_path / "out")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "the position offset is 0" in err
+
+
+def test_a_shallow_prompt_goes_out_and_comes_back(
+    run: Callable[..., Any], backbone: Path, tmp_path: Path, store: PromptStore
+) -> None:
+    prompt = shallow(random_prompt(load_backbone(str(backbone)), 0, seed=1, pooler=Pooler.BACKBONE), 5, pools="prompt")
+    revision = store.publish(TASK, prompt)
+    store.promote(TASK, revision)
+    code, _, err = run("export", TASK, "--format", "peft", "--output", tmp_path / "out")
+    assert code == 0
+    assert "5 vectors before the text, text-classification with 3 classes, backbone pooler of the first vector" in err
+    arguments = ("import", tmp_path / "out", "--backbone", backbone, "--task", "acme/again")
+    assert run(*arguments)[1].strip() == revision
+    code, _, err = run(*arguments, "--source-task", 1)
+    assert code == 1
+    assert "task 1 was chosen, and a source of PEFT PROMPT_TUNING holds one" in err
 
 
 @pytest.mark.parametrize(

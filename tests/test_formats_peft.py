@@ -178,29 +178,6 @@ def test_provenance_names_the_tool(bert: Backbone, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "said"),
-    [
-        ("PromptEncoder", {"encoder_hidden_size": 16}, "P_TUNING: its prompt is embedded at the input"),
-        ("MultitaskPromptTuning", {"num_tasks": 2}, "MULTITASK_PROMPT_TUNING: .* one per task of several"),
-        ("PromptTuning", {}, "PROMPT_TUNING: 6 embeddings at the input; this version serves deep prompts only"),
-    ],
-)
-def test_prompts_at_the_input_are_refused(
-    bert: Backbone, tmp_path: Path, kind: str, fields: dict[str, Any], said: str
-) -> None:
-    saved = save(bert, tmp_path / "source", TEXT, kind, **fields)
-    with pytest.raises(NotRepresentable, match=said):
-        import_prompt(saved.folder, bert)
-
-
-def test_prompt_tuning_of_another_width_is_another_backbones(bert: Backbone, tmp_path: Path) -> None:
-    saved = save(bert, tmp_path / "source", TEXT, "PromptTuning")
-    edit_weights(saved.folder, prompt_embeddings=torch.zeros(PREFIX, WIDTH + 8))
-    with pytest.raises(BackboneMismatch, match=r"takes \[P, 32\]"):
-        import_prompt(saved.folder, bert)
-
-
-@pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"peft_type": "LORA"}, "LORA: it is no prompt"),

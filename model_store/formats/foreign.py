@@ -66,11 +66,13 @@ class ForeignHead:
     family: TaskFamily
     classifier: Dense
     pooler: TrainedPooler | ModelPooler | None
+    pools: Literal["text", "prompt"] = "text"
+    """Whose first token a pooled head reads: the text's, or the shallow prompt's."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ForeignPrompt:
-    """A deep prompt with its head, of the shapes that one backbone takes."""
+    """A deep or shallow prompt with its head, of the shapes that one backbone takes."""
 
     format: Format
     method: str
@@ -79,6 +81,8 @@ class ForeignPrompt:
     kv_N2HPD: Tensor
     position_offset: int
     head: ForeignHead
+    shallow_PM: Tensor | None = None
+    """Vectors before the text, where the prompt is not one of layers."""
     labels: tuple[str, ...] | None = None
     """None where the source does not name its classes."""
     frozen: Mapping[str, Tensor] = field(default_factory=dict)

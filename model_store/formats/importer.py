@@ -49,6 +49,8 @@ class Choices:
     pair: bool | None = None
     add_prefix_space: bool | None = None
     """Without: for token classification, as P-tuning-v2 does."""
+    source_task: int | None = None
+    """Which task's prompt, of a source that holds several (PEFT's multitask prompts)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,6 +79,8 @@ def import_prompt(
     """
     choices = choices or Choices()
     foreign = _read(folder, backbone, choices, source_format or detect(folder))
+    if foreign.shallow_PM is not None:
+        _ = backbone.word_embedding_VM  # refuses embeddings of another width than the model's
     sidecar = read_sidecar(folder, backbone.ref)
     evidence = _check_backbone(foreign, sidecar, backbone)
     prompt = _task_prompt(foreign, sidecar, backbone, choices)
@@ -84,9 +88,11 @@ def import_prompt(
 
 
 def _read(folder: Path, backbone: Backbone, choices: Choices, source_format: Format) -> ForeignPrompt:
+    if choices.source_task is not None and source_format is not Format.PEFT:
+        raise SourceInvalid(f"task {choices.source_task} was chosen, and a source of {source_format} holds one")
     match source_format:
         case Format.PEFT:
-            return peft.read(folder, backbone.ref)
+            return peft.read(folder, backbone.ref, choices.source_task)
         case Format.ADAPTERS:
             return adapters.read(folder, backbone.ref)
         case Format.PTUNING_V2:
@@ -122,6 +128,7 @@ def _task_prompt(foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Back
         backbone=backbone.ref,
         metrics=sidecar.metrics if sidecar else {},
         provenance=sidecar.provenance if sidecar else _provenance(foreign),
+        shallow_PM=foreign.shallow_PM,
     )
 
 
@@ -129,15 +136,15 @@ def _head(head: ForeignHead, backbone: Backbone) -> Head:
     """The head, its pooler the backbone's where the numbers are the same, its own where they are not."""
     match head.pooler:
         case None:
-            spec, pooler = HeadSpec(pooler=Pooler.NONE), None
+            spec, pooler = HeadSpec(pooler=Pooler.NONE, pools=head.pools), None
         case TrainedPooler(dense=pooler, activation=activation):
-            spec = HeadSpec(pooler=Pooler.OWN, activation=activation)
+            spec = HeadSpec(pooler=Pooler.OWN, activation=activation, pools=head.pools)
         case ModelPooler(carried=Dense() as pooler) if not is_backbones_pooler(pooler, backbone):
-            spec = HeadSpec(pooler=Pooler.OWN, activation="tanh")
+            spec = HeadSpec(pooler=Pooler.OWN, activation="tanh", pools=head.pools)
         case _:
             if not backbone.has_pooler:
                 raise SourceInvalid(f"the head reads a pooler that neither the source nor {backbone.ref.name!r} has")
-            spec, pooler = HeadSpec(pooler=Pooler.BACKBONE), None
+            spec, pooler = HeadSpec(pooler=Pooler.BACKBONE, pools=head.pools), None
     own = (pooler.weight.float(), pooler.bias.float()) if pooler else ()
     return Head(spec, head.classifier.weight.float(), head.classifier.bias.float(), *own)
 

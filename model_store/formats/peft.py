@@ -1,18 +1,21 @@
-"""Reads a folder of PEFT: PREFIX_TUNING and CARTRIDGE, and says why not for what has no equal here.
+"""Reads a folder of PEFT: prompts in every layer or at the input, and says why not for what has no equal here.
 
-PEFT folds its own projection when it saves, so a prefix lies there as keys and values in P-tuning-v2's layout; position
-offset P. The folder names its backbone and does not hold it. It refuses to know PEFT itself: it reads files.
+PEFT folds its own projection when it saves, so a prefix lies there as keys and values in P-tuning-v2's layout, and a
+prompt at the input as vectors; position offset P. The folder names its backbone and does not hold it. It refuses to
+know PEFT itself: it reads files.
 
 Shape letters: P prefix tokens, X = 2LHD, M model width.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from prefixbank.model_store.errors import BackboneMismatch, NotRepresentable, SourceInvalid
 from prefixbank.model_store.formats.foreign import ForeignPrompt, Format
 from prefixbank.model_store.formats.heads import TensorBag, transformers_head
+from prefixbank.model_store.formats.peft_shallow import KINDS, MULTITASK, check_family, shallow_prompt
 from prefixbank.model_store.formats.prefix_layout import split_flat
 from prefixbank.model_store.formats.source_config import SourceConfig, parse_config
 from prefixbank.model_store.formats.source_files import read_json, read_tensors
@@ -21,8 +24,10 @@ from prefixbank.model_store.task_prompt import TaskFamily
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pydantic import JsonValue
     from torch import Tensor
 
+    from prefixbank.model_store.formats.foreign import ForeignHead
     from prefixbank.model_store.task_prompt import BackboneRef
 
 CONFIG = "adapter_config.json"
@@ -35,11 +40,7 @@ FAMILIES = {
     "TOKEN_CLS": TaskFamily.TOKEN_CLASSIFICATION,
     "QUESTION_ANS": TaskFamily.QUESTION_ANSWERING,
 }
-_DEEP, _SHALLOW = ("PREFIX_TUNING", "CARTRIDGE"), "PROMPT_TUNING"
-_REASONS = {
-    "P_TUNING": "its prompt is embedded at the input and passes through every layer: no keys and values to serve",
-    "MULTITASK_PROMPT_TUNING": "its prompt is embedded at the input, one per task of several",
-}
+_DEEP = ("PREFIX_TUNING", "CARTRIDGE")
 
 
 class _Config(SourceConfig):
@@ -55,43 +56,65 @@ class _Config(SourceConfig):
     peft_version: str | None = None
 
 
-def read(folder: Path, ref: BackboneRef) -> ForeignPrompt:
+def read(folder: Path, ref: BackboneRef, task: int | None = None) -> ForeignPrompt:
     """The prompt in a folder of PEFT.
+
+    Args:
+        task: which of a multitask prompt's.
 
     Raises:
         FormatError: the subclass that says what is wrong with it, or why it cannot be served.
         BackboneMismatch: its shapes are another backbone's.
     """
     config = parse_config(_Config, read_json(folder / CONFIG), folder / CONFIG)
-    _check_method(config)
+    _check_method(config, task)
+    family = _family(config)
     bag = TensorBag(read_tensors(folder, WEIGHTS), folder.name)
-    embeddings_PX = _embeddings(bag, config)
-    if config.peft_type == _SHALLOW:
-        _refuse_shallow(embeddings_PX, ref)
-    _check_sizes(config, ref)
-    kv_L2HPD = split_flat(embeddings_PX, ref.num_layers, ref)
     model = TensorBag(bag.take_below(MODEL), folder.name)
-    head = transformers_head(model, _family(config), ref)
+    foreign = _prompt(bag, _embeddings(bag, config), transformers_head(model, family, ref), config, task, ref)
     bag.check_empty()
     model.check_empty()
-    return ForeignPrompt(
+    return foreign
+
+
+def _prompt(
+    bag: TensorBag, embeddings_PX: Tensor, head: ForeignHead, config: _Config, task: int | None, ref: BackboneRef
+) -> ForeignPrompt:
+    """The prompt as keys and values of every layer, or as vectors before the text, of which a pooled head reads one."""
+    _check_sizes(config, ref)
+    nothing = embeddings_PX.new_zeros(0, 2, ref.num_heads, 0, ref.head_dim)
+    facts: dict[str, JsonValue] = {"peft_type": config.peft_type, "revision": config.revision}
+    prompt = ForeignPrompt(
         format=Format.PEFT,
         method=f"PEFT {config.peft_type}",
-        layers=tuple(range(ref.num_layers)),
-        kv_N2HPD=kv_L2HPD,
-        position_offset=kv_L2HPD.shape[3],
+        layers=(),
+        kv_N2HPD=nothing,
+        position_offset=len(embeddings_PX),
         head=head,
         made_for=config.base_model_name_or_path or "",
         software={"peft": config.peft_version} if config.peft_version else {},
-        facts={"peft_type": config.peft_type, "revision": config.revision},
+        facts=facts | ({} if task is None else {"task": task}),
+    )
+    if config.peft_type in _DEEP:
+        layers = tuple(range(ref.num_layers))
+        return replace(prompt, layers=layers, kv_N2HPD=split_flat(embeddings_PX, len(layers), ref))
+    check_family(head.family, config.peft_type)
+    is_pooled = head.family is TaskFamily.TEXT_CLASSIFICATION
+    return replace(
+        prompt,
+        shallow_PM=shallow_prompt(bag, embeddings_PX, config.peft_type, task, ref),
+        head=replace(head, pools="prompt" if is_pooled else "text"),
     )
 
 
-def _check_method(config: _Config) -> None:
-    """Refuse methods that are no keys and values of an encoder's own layers."""
-    if config.peft_type not in (*_DEEP, _SHALLOW):
-        reason = _REASONS.get(config.peft_type, "it is no prompt, but changes the backbone's own weights or layers")
-        raise NotRepresentable(f"PEFT {config.peft_type[:80]}: {reason}")
+def _check_method(config: _Config, task: int | None) -> None:
+    """Refuse methods that are no prompt of an encoder's own layers or input."""
+    if config.peft_type not in (*_DEEP, *KINDS):
+        raise NotRepresentable(
+            f"PEFT {config.peft_type[:80]}: it is no prompt, but changes the backbone's own weights or layers"
+        )
+    if task is not None and config.peft_type != MULTITASK:
+        raise SourceInvalid(f"task {task} was chosen, and a source of PEFT {config.peft_type} holds one")
     if (config.num_transformer_submodules or 1) != 1 or config.task_type == "SEQ_2_SEQ_LM":
         raise NotRepresentable(f"PEFT {config.peft_type} of an encoder-decoder; only encoders are served")
 
@@ -106,18 +129,9 @@ def _family(config: _Config) -> TaskFamily:
 def _embeddings(bag: TensorBag, config: _Config) -> Tensor:
     embeddings_PX = bag.take(EMBEDDINGS)
     found, wanted = list(embeddings_PX.shape), config.num_virtual_tokens
-    if len(found) != 2 or found[0] != (wanted or found[0]):
+    if len(found) != 2 or not found[0] or found[0] != (wanted or found[0]):
         raise SourceInvalid(f"{EMBEDDINGS} is {found}; num_virtual_tokens is {wanted}")
     return embeddings_PX
-
-
-def _refuse_shallow(embeddings_PM: Tensor, ref: BackboneRef) -> NoReturn:
-    """What PROMPT_TUNING has is checked already: P embeddings of the input. A task prompt has no field for them yet."""
-    if embeddings_PM.shape[1] != ref.width:
-        raise BackboneMismatch(f"{EMBEDDINGS} is {list(embeddings_PM.shape)}; this backbone takes [P, {ref.width}]")
-    raise NotRepresentable(
-        f"PEFT {_SHALLOW}: {len(embeddings_PM)} embeddings at the input; this version serves deep prompts only"
-    )
 
 
 def _check_sizes(config: _Config, ref: BackboneRef) -> None:

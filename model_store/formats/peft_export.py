@@ -1,8 +1,8 @@
-"""Writes a prompt as a folder of PEFT, PREFIX_TUNING, which `PeftModel.from_pretrained` loads.
+"""Writes a prompt as a folder of PEFT, PREFIX_TUNING or PROMPT_TUNING, which `PeftModel.from_pretrained` loads.
 
 It refuses to know where the folder goes.
 
-Shape letters: P prefix tokens, X = 2LHD.
+Shape letters: P prefix tokens or vectors, X = 2LHD or the model's width.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 
 from prefixbank.model_store.errors import NotRepresentable
-from prefixbank.model_store.formats.exportable import check_deep
+from prefixbank.model_store.formats.exportable import check_deep, check_head, check_shallow
 from prefixbank.model_store.formats.peft import CONFIG, EMBEDDINGS, FAMILIES, MODEL, WEIGHTS
+from prefixbank.model_store.formats.peft_shallow import PROMPT_TUNING, check_family
 from prefixbank.model_store.formats.prefix_layout import join_flat
 from prefixbank.model_store.formats.sidecar import NAME, sidecar_bytes, spell
-from prefixbank.model_store.task_prompt import HeadSpec, Pooler, TaskFamily
+from prefixbank.model_store.task_prompt import Pooler, TaskFamily
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from prefixbank.model_store.task_prompt import TaskPrompt
 
 _TASK_TYPES = {family: name for name, family in FAMILIES.items()}
-_ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "electra")
-"""Those whose forward takes past_key_values, as PEFT's prefix tuning needs."""
-_OWN = {architecture: HeadSpec(pooler=Pooler.OWN, activation="tanh") for architecture in ("roberta", "xlm-roberta")}
-_OUT_PROJ = _OWN | {"electra": HeadSpec(pooler=Pooler.OWN, activation="gelu")}
-"""Text classifiers of transformers that are dense, activation, out_proj."""
+_DEEP = ("bert", "roberta", "xlm-roberta", "electra")
+"""Architectures whose forward takes past_key_values, as PEFT's prefix tuning needs."""
+_SHALLOW = (*_DEEP, "distilbert")
+"""Architectures whose classifiers in transformers are those that we have."""
+_OUT_PROJ = {"roberta": "tanh", "xlm-roberta": "tanh", "electra": "gelu"}
+"""Architectures whose text classifier in transformers is dense, this activation, out_proj."""
 
 
 def files_of(prompt: TaskPrompt) -> dict[str, bytes]:
@@ -37,20 +39,32 @@ def files_of(prompt: TaskPrompt) -> dict[str, bytes]:
     Raises:
         NotRepresentable: PEFT's model would answer otherwise.
     """
-    check_deep(prompt, "PEFT")
-    architecture = prompt.backbone.architecture
-    if architecture not in _ARCHITECTURES:
-        raise NotRepresentable(f"PEFT has no prefix tuning of {architecture}; it has {', '.join(_ARCHITECTURES)}")
-    if prompt.family not in _TASK_TYPES:
-        raise NotRepresentable(f"PEFT has no head for {prompt.family}")
+    check_head(prompt, "PEFT")
+    embeddings_PX = _embeddings(prompt)
     head = _head_tensors(prompt)
-    tensors = {EMBEDDINGS: join_flat(prompt.kv_N2HPD)} | {f"{MODEL}{name}": tensor for name, tensor in head.items()}
+    tensors = {EMBEDDINGS: embeddings_PX} | {f"{MODEL}{name}": tensor for name, tensor in head.items()}
     weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
     return {
         WEIGHTS[0]: weights,
         CONFIG: spell(_config(prompt, head)),
         NAME: sidecar_bytes(prompt, WEIGHTS[0], weights),
     }
+
+
+def _embeddings(prompt: TaskPrompt) -> Tensor:
+    """The prompt as PEFT stores it, if its model would answer as we do."""
+    check = check_deep if prompt.shallow_PM is None else check_shallow
+    check(prompt, "PEFT")
+    architecture = prompt.backbone.architecture
+    method, known = ("prefix", _DEEP) if prompt.shallow_PM is None else ("prompt", _SHALLOW)
+    if architecture not in known:
+        raise NotRepresentable(f"PEFT has no {method} tuning of {architecture}; it has {', '.join(known)}")
+    if prompt.family not in _TASK_TYPES:
+        raise NotRepresentable(f"PEFT has no head for {prompt.family}")
+    if prompt.shallow_PM is None:
+        return join_flat(prompt.kv_N2HPD)
+    check_family(prompt.family, PROMPT_TUNING)
+    return prompt.shallow_PM
 
 
 def _head_tensors(prompt: TaskPrompt) -> dict[str, Tensor]:
@@ -60,7 +74,7 @@ def _head_tensors(prompt: TaskPrompt) -> dict[str, Tensor]:
         return {"qa_outputs.weight": head.weight_CM, "qa_outputs.bias": head.bias_C}
     if prompt.family is TaskFamily.TOKEN_CLASSIFICATION:
         return {"classifier.weight": head.weight_CM, "classifier.bias": head.bias_C}
-    if architecture in _OUT_PROJ and head.spec == _OUT_PROJ[architecture]:
+    if head.spec.activation is not None and head.spec.activation == _OUT_PROJ.get(architecture):
         out = {"classifier.out_proj.weight": head.weight_CM, "classifier.out_proj.bias": head.bias_C}
         return out | _pooler_tensors(prompt, "classifier.dense")
     if architecture == "bert" and head.spec.pooler is Pooler.BACKBONE:
@@ -82,19 +96,18 @@ def _pooler_tensors(prompt: TaskPrompt, name: str) -> dict[str, Tensor]:
 def _config(prompt: TaskPrompt, head: dict[str, Tensor]) -> dict[str, object]:
     """`adapter_config.json`, of keys that every version of PEFT knows."""
     trained = sorted({"pooler" if ".pooler." in name else name.partition(".")[0] for name in head})
-    ref = prompt.backbone
-    return {
+    ref, length = prompt.backbone, prompt.shallow_length
+    deep = {"encoder_hidden_size": ref.width, "peft_type": "PREFIX_TUNING", "prefix_projection": False}
+    shallow = {"peft_type": PROMPT_TUNING, "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
+    return (shallow if length else deep) | {
         "auto_mapping": None,
         "base_model_name_or_path": ref.name,
-        "encoder_hidden_size": ref.width,
         "inference_mode": True,
         "modules_to_save": trained,
         "num_attention_heads": ref.num_heads,
         "num_layers": ref.num_layers,
         "num_transformer_submodules": 1,
-        "num_virtual_tokens": prompt.prefix_length,
-        "peft_type": "PREFIX_TUNING",
-        "prefix_projection": False,
+        "num_virtual_tokens": length or prompt.prefix_length,
         "revision": None,
         "task_type": _TASK_TYPES[prompt.family],
         "token_dim": ref.num_heads * ref.head_dim,

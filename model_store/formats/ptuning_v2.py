@@ -119,7 +119,8 @@ def _check_model(config: _Config, bag: TensorBag, model: str) -> None:
     """Refuse the checkpoint of another architecture, and the baseline that prompts the input only."""
     if SHALLOW in bag:
         raise NotRepresentable(
-            f"{SHALLOW}: a checkpoint of P-tuning-v2's --prompt, which embeds its input twice; deep prompts are read"
+            f"{SHALLOW}: a checkpoint of P-tuning-v2's --prompt, which gives its input positions and norm twice: "
+            f"no shallow prompt answers so"
         )
     if config.model_type and MODEL_NAMES.get(config.model_type) != model:
         raise BackboneMismatch(f"the checkpoint is of a {config.model_type!r}; the backbone is a {model!r}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from prefixbank.model_store.errors import NotRepresentable
-from prefixbank.model_store.formats.exportable import check_deep
+from prefixbank.model_store.formats.exportable import check_deep, check_head
 from prefixbank.model_store.formats.prefix_layout import join_flat
 from prefixbank.model_store.formats.ptuning_v2 import CONFIG, EMBEDDING, MODEL_NAMES
 from prefixbank.model_store.formats.sidecar import NAME, sidecar_bytes, spell
@@ -53,6 +53,9 @@ def files_of(prompt: TaskPrompt) -> dict[str, bytes]:
     Raises:
         NotRepresentable: P-tuning-v2's model would answer otherwise.
     """
+    if prompt.shallow_length:
+        raise NotRepresentable("the prompt is shallow, and P-tuning-v2's own embed their input twice")
+    check_head(prompt, "P-tuning-v2")
     check_deep(prompt, "P-tuning-v2")
     if (prompt.backbone.architecture, prompt.family) not in _CLASSES:
         raise NotRepresentable(f"P-tuning-v2 has no {prompt.family} model of {prompt.backbone.architecture}")

@@ -46,9 +46,12 @@ def import_(
         bool | None,
         typer.Option("--prefix-space/--no-prefix-space", help="Byte-level BPE: a space before the first word."),
     ] = None,
+    source_task: Annotated[
+        int | None, typer.Option(min=0, help="Which of the source's tasks, from 0: for PEFT's multitask prompts.")
+    ] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Serve it: make it live.")] = False,
 ) -> None:
-    """Take in a prompt of P-tuning-v2, PEFT or adapters. Prints the revision; what cannot be served is refused.
+    """Take in a prompt of P-tuning-v2, PEFT or adapters, deep or shallow. Prints the revision; refuses the unservable.
 
     Example: `prefixbank import runs/checkpoint-500 --backbone bert-large-cased --task acme/rte --promote`
     """
@@ -61,6 +64,7 @@ def import_(
         max_tokens=max_tokens,
         pair=pair,
         add_prefix_space=prefix_space,
+        source_task=source_task,
     )
     address = _address(task)
     imported = _import(source, backbone, choices, source_format)
@@ -111,8 +115,11 @@ def _summary(prompt: TaskPrompt) -> str:
     """What was read or written, in one line."""
     spec, family = prompt.head.spec, prompt.family.value
     pooler = f"{spec.pooler.value} pooler" + (f" ({spec.activation})" if spec.activation else "")
+    pooler += " of the first vector" if spec.pools == "prompt" else ""
+    deep = f"{prompt.prefix_length} prefix tokens in {len(prompt.layers)} of {prompt.backbone.num_layers} layers"
+    shallow = f"{prompt.shallow_length} vectors before the text"
     return (
-        f"{prompt.prefix_length} prefix tokens in {len(prompt.layers)} of {prompt.backbone.num_layers} layers, "
+        f"{shallow if prompt.shallow_length else deep}, "
         f"{family} with {len(prompt.labels)} classes, {pooler}, position offset {prompt.position_offset}, "
         f"rows of up to {prompt.preprocessing.max_tokens} tokens"
     )
