@@ -1,6 +1,7 @@
 """The paper's tables with our column: transcription, what a row lacks, runs over seeds, and the view."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from benchmarks.paper_tables import BERT, DEBERTA, GLM_2B, GLM_10B, LINEAR, RELE
 from benchmarks.paper_view import shown
 from prefixbank.model_store.errors import TrainingInterrupted
 from prefixbank.trainer.recipe import METRICS, Recipe, load
+from tests.conftest import ROOT
 
 NAMED = {row.name: row for row in ROWS}
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 
 
 INSTALL = "pip install prefixbank[hub]"
@@ -94,20 +96,20 @@ def test_every_row_has_a_recipe_a_place_and_a_layout() -> None:
 
 
 def test_a_row_without_a_backbone_says_so() -> None:
-    outcome = run_row(NAMED["rte_roberta"], Asked(), FakeHub("super_glue"), FakeTrainer())
+    outcome = run_row(NAMED["rte_roberta"], Asked(), FakeHub("aps/super_glue"), FakeTrainer())
     assert outcome.line == "rte_roberta: not run: needs FacebookAI/roberta-large: not found locally and no network"
 
 
 @pytest.mark.parametrize(
     ("hub", "lack"),
     [
-        (FakeHub(), "needs super_glue: not found locally and no network"),
+        (FakeHub(), "needs aps/super_glue: not found locally and no network"),
         (
-            FakeHub("super_glue", reads_data_sets=False),
-            "needs the datasets library for super_glue: pip install prefixbank[hub]",
+            FakeHub("aps/super_glue", reads_data_sets=False),
+            "needs the datasets library for aps/super_glue: pip install prefixbank[hub]",
         ),
         (FakeHub(answers=True), None),
-        (FakeHub("super_glue"), None),
+        (FakeHub("aps/super_glue"), None),
     ],
 )
 def test_what_is_kept_or_can_be_asked_for_does_not_lack(hub: FakeHub, lack: str | None) -> None:
@@ -207,6 +209,13 @@ def test_an_unknown_row_is_refused_with_the_known_ones(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["--rows", "rte_gpt"])
     assert "found rte_gpt, wanted some of boolq_bert" in capsys.readouterr().err
+
+
+def test_the_page_about_the_paper_names_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "paper.md").read_text()
+    named = re.findall(r"`((?:benchmarks|examples|kernels|model_store|trainer)/[\w/.]*)`", page)
+    assert len(named) > 15
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_names_of_rows_are_their_own() -> None:

@@ -15,6 +15,7 @@ import pytest
 from prefixbank.model_store.errors import InvalidData
 from prefixbank.trainer.readers import TextExample, WordsExample, read, read_splits
 from prefixbank.trainer.readers.examples import AnswerSpan, ChoicesExample
+from prefixbank.trainer.readers.hub import EXPORT
 from prefixbank.trainer.recipe import parse
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ class Hub(ModuleType):
         self.found = found
         self.asked: list[tuple[Any, ...]] = []
 
-    def load_dataset(self, place: str, config: str | None, *, split: str, revision: str | None) -> Columns:
-        self.asked.append((place, config, split, revision))
+    def load_dataset(
+        self, place: str, name: str | None = None, *, data_dir: str | None = None, split: str, revision: str | None
+    ) -> Columns:
+        self.asked.append((place, name if data_dir is None else f"folder {data_dir}", split, revision))
         if isinstance(self.found, Exception):
             raise self.found
         return self.found
@@ -188,6 +191,13 @@ dataset_info:
           '1': B-PER
 ---
 """
+
+
+def test_a_configuration_of_the_hubs_export_is_a_folder_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = installed(monkeypatch, Columns([{"text": "good", "label": 1}], {"label": ClassLabel(["no", "yes"])}))
+    source = {"hub": "aps/super_glue", "config": "boolq", "revision": EXPORT}
+    assert rows_of(tmp_path, "text-classification", source)[0].label == "yes"
+    assert hub.asked == [("aps/super_glue", "folder boolq", "train", EXPORT)]
 
 
 def test_the_library_itself_reads_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,10 @@ def open_hub(source: Source, root: Path) -> HubTable:
         ) from error
     assert source.hub is not None, "a source that is a file. This is a bug."
     place = str(root / source.hub) if (root / source.hub).is_dir() else source.hub
+    # The export has a folder for each configuration, and no card that names them.
+    config = "data_dir" if source.revision == EXPORT else "name"
     try:
-        columns = datasets.load_dataset(place, source.config, split=source.split, revision=source.revision)
+        columns = datasets.load_dataset(place, split=source.split, revision=source.revision, **{config: source.config})
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidData(f"{source.name}: {_reason(error)}") from error
     return HubTable(source.name, columns)
