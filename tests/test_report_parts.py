@@ -108,6 +108,13 @@ def test_times_are_said_in_the_unit_that_fits(seconds: float | None, said: str) 
 
 
 @pytest.mark.parametrize(
+    ("value", "said"), [(0.0000341, "0.0034%"), (0.0034, "0.34%"), (0.125, "12.5%"), (1.0, "100%"), (0, "0.00%")]
+)
+def test_shares_keep_digits_that_say_something(value: float, said: str) -> None:
+    assert wording.share(value) == said
+
+
+@pytest.mark.parametrize(
     ("name", "said"), [("macro_f1", "macro F1"), ("em", "exact match"), ("text-classification", "text classification")]
 )
 def test_names_are_said_as_people_do(name: str, said: str) -> None:

@@ -147,7 +147,8 @@ def _facts(report: Report) -> list[Fact]:
         facts.append(Fact("epoch kept", str(report.selection.epoch), kept))
     check = report.serving_check
     if check is not None:
-        note = f"logits {check.logit_distance:.0e} apart on {check.rows:,} rows"
+        apart = f"{check.logit_distance:.0e} apart" if check.logit_distance else "equal"
+        note = f"logits {apart} on {check.rows:,} rows"
         facts.append(Fact("server answers", wording.score(check.served), note))
     return facts
 

@@ -15,6 +15,7 @@ NOTHING = "\N{EN DASH}"
 _SPOKEN = {
     "f1": "F1",
     "em": "exact match",
+    "exact": "exact match",
     "matthews": "Matthews correlation",
     "ece": "calibration error",
 }
@@ -38,6 +39,8 @@ def score(value: float | None) -> str:
 
 def share(value: float) -> str:
     """A share as a percentage, with two digits that say something."""
+    if 0 < value < 0.001:
+        return f"{value * 100:.2g}%"
     return f"{value:.2%}" if value < 0.1 else f"{value:.1%}" if value < 0.9995 else f"{value:.0%}"
 
 
