@@ -223,3 +223,10 @@ def test_every_field_has_a_sentence_of_advice() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_example_recipe_is_valid(path: Path) -> None:
     assert load(path).backbone == "minilm"
+
+
+def test_a_field_of_a_source_that_is_a_plain_path_can_be_overridden(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('family = "text-classification"\n[data]\ntrain = "rows.tsv"\n')
+    data = load(tmp_path / "recipe.toml", ["data.train.limit=64"]).data
+    assert data is not None
+    assert (data.train.path, data.train.limit) == ("rows.tsv", 64)

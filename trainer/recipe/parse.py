@@ -65,6 +65,9 @@ def _is_branch(part: str) -> bool:
     return "[" in part or part in ("int", "float", "bool", "str", "constrained-float") or part.endswith("Interval")
 
 
+_SPLITS = ("train", "validation", "test")
+
+
 def _apply(table: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     *sections, name = key.strip().split(".")
@@ -72,6 +75,8 @@ def _apply(table: dict[str, Any], override: str) -> None:
         raise InvalidRecipe(f"override: found {override!r}, wanted section.field=value")
     for section in sections:
         inner = table.setdefault(section, {})
+        if section in _SPLITS and isinstance(inner, str):
+            inner = table[section] = {"path": inner}  # a plain string is a source's path
         if not isinstance(inner, dict):
             raise InvalidRecipe(f"override {override!r}: {section} is a value, wanted a section")
         table = inner

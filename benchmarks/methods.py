@@ -1,0 +1,166 @@
+"""What each method reaches in one harness: head, shallow prompt, deep prompt, multi-task prompt, full fine-tuning.
+
+    python -m benchmarks.methods [TASK ...] [--methods head,shallow,prompt,full] [--seeds 3] [--keep FILE] [--quick]
+
+The tasks are recipes of `examples/recipes`, which are written for the deep prompt; `methods_settings` says what other
+methods change in them, and which rows a task is cut to so that a small machine gets through. Every run is kept as a
+line of FILE as soon as it ends, and a run that is there with the same settings is not run again. Scores are those of
+the reported split, which chose nothing. It refuses to know how anything is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.environment import commit, hardware
+from benchmarks.methods_settings import FAMILY_OF_TASKS, METHODS, QUICK, TASKS, settings_of
+from prefixbank.cli_train import served_logits
+from prefixbank.trainer.recipe import load
+from prefixbank.trainer.run import train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "examples" / "recipes"
+FIRST_SEED = 11
+KEPT = ROOT / "benchmarks" / "results" / "methods.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One task, method and seed."""
+
+    task: str
+    method: str
+    seed: int
+    settings: list[str]
+    """What was changed in the recipe."""
+    recipe: str
+    """SHA-256 of the recipe file: other settings are other runs."""
+    metric: str
+    score: float
+    """On the reported split."""
+    validation: float
+    split: str
+    metrics: dict[str, float]
+    trained_share: float
+    train_seconds: float
+    tokens_per_second: float
+    threads: int
+    commit: str
+    hardware: str
+
+
+def measure(task: str, method: str, seed: int, settings: Sequence[str]) -> Run:
+    """Train once; a prompt passes the serving check or the run stops, so no score is one that nobody can be served."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = [*settings, f"seed={seed}"]
+        if method == "multitask":
+            changes += ['prompt.init="stored"', f'prompt.start="{_shared(task, seed, settings, Path(folder))}"']
+        report = _report(RECIPES / f"{task}.toml", changes, Path(folder) / "run", is_full=method == "full")
+    metric, split = report["selection"]["metric"], report["reported_split"]
+    return Run(
+        task,
+        method,
+        seed,
+        list(settings),
+        _digest(task),
+        metric,
+        report["metrics"][split][metric],
+        report["metrics"]["validation"][metric],
+        split,
+        report["metrics"][split],
+        report["trained_share"],
+        report["train_seconds"],
+        report["train_tokens_per_second"],
+        torch.get_num_threads(),
+        commit(),
+        hardware(),
+    )
+
+
+def _report(path: Path, changes: Sequence[str], folder: Path, *, is_full: bool) -> dict[str, Any]:
+    recipe = load(path, changes)
+    return train(recipe, folder, root=path.parent, verify=None if is_full else served_logits).report
+
+
+def _shared(task: str, seed: int, settings: Sequence[str], folder: Path) -> Path:
+    """The artifact of a prompt that was trained on the whole family of data sets first."""
+    path = RECIPES / f"{FAMILY_OF_TASKS[task]}.toml"
+    shared = [setting for setting in settings if setting.startswith("prompt.")]
+    trained = train(load(path, [*shared, f"seed={seed}"]), folder / "shared", root=path.parent)
+    return trained.folders[task].resolve()
+
+
+def _digest(task: str) -> str:
+    return hashlib.sha256((RECIPES / f"{task}.toml").read_bytes()).hexdigest()[:12]
+
+
+def kept(file: Path) -> list[Run]:
+    """The runs of a file."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [Run(**json.loads(line)) for line in lines]
+
+
+def _is_done(runs: Sequence[Run], task: str, method: str, seed: int, settings: Sequence[str]) -> bool:
+    wanted = (task, method, seed, list(settings), _digest(task))
+    return any((run.task, run.method, run.seed, run.settings, run.recipe) == wanted for run in runs)
+
+
+def table(runs: Sequence[Run]) -> Iterator[str]:
+    """Markdown: a line per task, a column per method, mean and deviation over seeds; the newest settings alone."""
+    methods = [method for method in METHODS if any(run.method == method for run in runs)]
+    yield f"| task | metric | {' | '.join(methods)} |"
+    yield f"|{'---|' * (len(methods) + 2)}"
+    for task in TASKS:
+        of_task = [run for run in runs if run.task == task]
+        if of_task:
+            cells = [_cell([run for run in of_task if run.method == method]) for method in methods]
+            yield f"| {task} | {of_task[0].metric} | {' | '.join(cells)} |"
+
+
+def _cell(runs: Sequence[Run]) -> str:
+    newest = [run for run in runs if (run.settings, run.recipe) == (runs[-1].settings, runs[-1].recipe)]
+    if not newest:
+        return "-"
+    scores = [100 * run.score for run in newest]
+    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.1f}{spread} ({newest[0].trained_share:.2%}, {len(scores)})"
+
+
+def main(
+    tasks: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(TASKS)}; all by default")] = None,
+    methods: Annotated[str, typer.Option(help=f"of {', '.join(METHODS)}")] = ",".join(METHODS),
+    seeds: Annotated[int, typer.Option(help="runs of each, from seed 11 on")] = 3,
+    keep: Annotated[Path, typer.Option(help="where runs are kept, a line each")] = KEPT,
+    threads: Annotated[int, typer.Option(help="of torch; 1 where another benchmark has the other core")] = 1,
+    show: Annotated[bool, typer.Option("--show", help="only print what is kept")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="a few rows, one epoch: only whether it runs")] = False,
+) -> None:
+    """Run what is not kept yet, seed by seed, and print the table: mean ± deviation (trained share, seeds)."""
+    torch.set_num_threads(threads)
+    for seed in () if show else range(FIRST_SEED, FIRST_SEED + seeds):
+        for task in tasks or TASKS:
+            for method in methods.split(","):
+                settings = settings_of(task, method)
+                if settings is None or (not quick and _is_done(kept(keep), task, method, seed, settings)):
+                    continue
+                run = measure(task, method, seed, [*settings, *(QUICK[task] if quick else ())])
+                with keep.open("a") as file:
+                    file.write(json.dumps(asdict(run)) + "\n")
+                typer.echo(f"{task} {method} {seed}: {run.metric} {run.score:.4f}, {run.train_seconds:.0f} s", err=True)
+    typer.echo("\n".join(table(kept(keep))))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,75 @@
+"""Settings of `benchmarks.methods`: what a method changes in a task's recipe, and to how many rows a task is cut.
+
+Rates of the deep prompt stand in the recipes and come from sweeps on validation rows (`prefixbank sweep`). The other
+methods were tried at two or three rates each on validation rows; none was chosen on the rows that are reported.
+"""
+
+from __future__ import annotations
+
+METHODS = ("head", "shallow", "prompt", "multitask", "full", "verbalizer")
+TASKS = ("sst2", "rte", "boolq", "conll04", "wnut17", "squad1", "squad2", "srl_ewt")
+FAMILY_OF_TASKS = {"conll04": "ner_multitask", "wnut17": "ner_multitask"}
+"""Recipes that train one prompt over a task and others like it, first."""
+
+CUTS: dict[str, list[str]] = {
+    "sst2": [],
+    "rte": [],
+    "boolq": [],
+    "conll04": [],
+    "wnut17": [],
+    "squad1": ["data.train.limit=4000", "data.test.limit=2000"],
+    "squad2": ["data.train.limit=4000", "data.test.limit=2000"],
+    "srl_ewt": ["data.train.limit=10000", "data.validation.limit=1000"],
+}
+"""Rows drawn with the seed; every method gets the same."""
+
+HEAD = ['method="head"', "optimiser.head_rate=1e-2"]
+SHALLOW = ['method="shallow"']
+FULL = [
+    'method="full"',
+    "optimiser.backbone_rate=1e-4",
+    "optimiser.head_rate=1e-3",
+    "optimiser.backbone_dropout=true",
+    "optimiser.schedule=linear",
+]
+OWN: dict[tuple[str, str], list[str]] = {
+    ("sst2", "full"): ["optimiser.backbone_rate=5e-5"],
+    ("rte", "full"): ["optimiser.backbone_rate=5e-5"],
+    ("boolq", "full"): ["optimiser.backbone_rate=5e-5"],
+    ("conll04", "full"): ["optimiser.backbone_rate=2e-4"],
+}
+"""What one task needs beside that."""
+VERBALIZERS: dict[str, list[str]] = {
+    "sst2": [
+        'head={kind="verbalizer",template="{text} It was {mask}.",words={negative="terrible",positive="great"}}',
+    ],
+    "rte": [
+        'head={kind="verbalizer",template="{text_pair}? {mask}. {text}",words={entailment="yes",not_entailment="no"}}',
+    ],
+    "boolq": [
+        'head={kind="verbalizer",template="{text}? {mask}. {text_pair}",words={yes="yes",no="no"}}',
+    ],
+}
+"""Patterns as in Schick and Schütze, 2021; the words are single pieces of BERT's vocabulary."""
+QUICK: dict[str, list[str]] = {
+    task: ["data.train.limit=64", "data.test.limit=32", "optimiser.epochs=1"] for task in TASKS
+}
+"""What `--quick` changes beside."""
+
+
+def settings_of(task: str, method: str) -> list[str] | None:
+    """Overrides of the recipe; None where the method is not for the task."""
+    own = [*CUTS[task], *OWN.get((task, method), [])]
+    match method:
+        case "head":
+            return [*HEAD, *own]
+        case "shallow":
+            return [*SHALLOW, *own]
+        case "full":
+            return [*FULL, *own]
+        case "multitask":
+            return own if task in FAMILY_OF_TASKS else None
+        case "verbalizer":
+            return [*VERBALIZERS[task], *own] if task in VERBALIZERS else None
+        case _:
+            return own
