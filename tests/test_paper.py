@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.paper import main
 from benchmarks.paper_layouts import LAYOUTS, layout_in
-from benchmarks.paper_needs import lacking
+from benchmarks.paper_needs import RealHub, lacking
 from benchmarks.paper_rows import ROWS, Cell
 from benchmarks.paper_run import RECIPES, Asked, Outcome, run_row
 from benchmarks.paper_tables import BERT, DEBERTA, GLM_2B, GLM_10B, LINEAR, RELEASED, ROBERTA, TABLES, VERBALIZER, table
@@ -115,6 +115,19 @@ def test_a_row_without_a_backbone_says_so() -> None:
 def test_what_is_kept_or_can_be_asked_for_does_not_lack(hub: FakeHub, lack: str | None) -> None:
     recipe = load(RECIPES / "rte_bert.toml", ["backbone=minilm"])
     assert lacking(recipe, RECIPES, hub) == lack
+
+
+def test_the_real_hub_looks_into_its_caches_and_asks_nobody_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "datasets" / "aps___super_glue").mkdir(parents=True)
+    hub = RealHub()
+    assert [hub.keeps_data_set(name) for name in ("aps/super_glue", "rajpurkar/squad")] == [True, False]
+    assert not hub.keeps_backbone("nobody/nothing")
+    assert not hub.answers
 
 
 def test_a_row_without_its_files_names_the_first() -> None:
