@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -161,6 +162,33 @@ def test_the_n_best_are_those_of_all_spans(architecture: str, max_answer_tokens:
         expected = brute_force(logits, rows, max_answer_tokens)[:10]
         assert [(c.start, c.end) for c in found.candidates] == [(b.start, b.end) for b in expected]
         np.testing.assert_allclose([c.score for c in found.candidates], [b.score for b in expected])
+
+
+@pytest.mark.parametrize("max_answer_tokens", [1, 2, 7, 512])
+@pytest.mark.parametrize("num_best", [1, 20, 100])
+def test_the_n_best_are_those_of_all_spans_also_where_there_are_few(
+    tokenizer: TextTokenizer, max_answer_tokens: int, num_best: int
+) -> None:
+    for text in ("film", "the film was", CONTEXT[:60]):
+        rows = windows(tokenizer, text)
+        logits = random_logits(rows, num_best)
+        found = find_answers(logits, rows, max_answer_tokens=max_answer_tokens, num_best=num_best)
+        expected = brute_force(logits, rows, max_answer_tokens)[:num_best]
+        assert [(c.start, c.end) for c in found.candidates] == [(b.start, b.end) for b in expected]
+
+
+def test_a_long_text_is_answered_without_holding_up_others(tokenizer: TextTokenizer) -> None:
+    """Answers are decoded on the event loop: 64 windows must not cost a tenth of a second."""
+    rows = windows(tokenizer, " ".join(SENTENCES * 130), 384, truncation=True)
+    logits = random_logits(rows, 0)
+    assert len(rows) == MAX_WINDOWS
+    assert min(_seconds_to_answer(rows, logits) for _ in range(5)) < 0.1
+
+
+def _seconds_to_answer(rows: list[Features], logits: list[np.ndarray]) -> float:
+    began = time.perf_counter()
+    decode(rows, logits)
+    return time.perf_counter() - began
 
 
 def test_the_null_answer_scores_least_over_the_windows(tokenizer: TextTokenizer) -> None:

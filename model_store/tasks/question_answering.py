@@ -10,7 +10,7 @@ Differences from that pipeline, on purpose: scores of windows are compared befor
 stretched to whole words unless asked, because they are not when metrics are computed; nothing is cut unasked.
 It refuses to know devices, prompts and the wire; a row's logits come as numpy.
 
-Shape letters: T tokens of the row, N tokens of the text in it, K lengths of an answer.
+Shape letters: T tokens of the row, N tokens of the text in it, A starts, K lengths of an answer, S spans.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from prefixbank.model_store.tasks.text_classification import softmax
 from prefixbank.model_store.tasks.tokenizer import read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from tokenizers import Encoding as TokenEncoding
@@ -233,13 +233,20 @@ def find_answers(
     whole_words: bool = False,
 ) -> Found:
     """The n best spans of one text from the logits [T, 2] of its windows."""
+    sums = [_largest_sums(*pair, max_answer_tokens, 2 * num_best) for pair in zip(logits, rows, strict=True)]
+    window_S = np.repeat(np.arange(len(rows)), [len(found.score_S) for found in sums])
+    first_S, last_S, score_S = (np.concatenate(parts) for parts in zip(*sums, strict=True))
+    words = [_word_bounds(alignment_of(row)) if whole_words else None for row in rows]
     best: dict[tuple[int, int], float] = {}
-    for logits_T2, row in zip(logits, rows, strict=True):
-        for start, end, score in _spans(logits_T2, alignment_of(row), max_answer_tokens, num_best, whole_words):
-            best[start, end] = max(score, best.get((start, end), score))
-    ranked = sorted((Candidate(*span, score) for span, score in best.items()), key=lambda found: -found.score)
+    for s in np.argsort(-score_S, kind="stable"):
+        window = int(window_S[s])
+        span = _characters(alignment_of(rows[window]), int(first_S[s]), int(last_S[s]), words[window])
+        if span is not None:
+            best.setdefault(span, float(score_S[s]))  # the windows that hold a span give it in falling order
+        if len(best) == num_best:
+            break
     null_score = min(float(logits_T2[NULL_TOKEN].sum(dtype=np.float64)) for logits_T2 in logits)
-    return Found(alignment_of(rows[0]).text, tuple(ranked[:num_best]), null_score)
+    return Found(alignment_of(rows[0]).text, tuple(Candidate(*span, best[span]) for span in best), null_score)
 
 
 def span_targets(features: Features, answer: tuple[int, int] | None) -> NDArray[np.int64]:
@@ -265,36 +272,42 @@ def alignment_of(features: Features) -> Alignment:
     return features.alignment
 
 
-def _spans(
-    logits_T2: NDArray[np.float32], alignment: Alignment, max_tokens: int, num_best: int, whole_words: bool
-) -> Iterator[Candidate]:
-    """The best spans of one window, more than are wanted: some fall together in characters."""
-    inside = np.flatnonzero(~np.array(alignment.is_special))
-    if not inside.size:
-        return
-    start_N, end_N = logits_T2[inside].astype(np.float64).T
-    longest = min(max_tokens, len(inside))
-    end_NK = sliding_window_view(np.append(end_N, np.full(longest - 1, -np.inf)), longest)
-    words = _word_bounds(alignment) if whole_words else None
-    for n, k, score in _largest_sums(start_N, end_NK, 2 * num_best):
-        span = _characters(alignment, int(inside[n]), int(inside[n + k]), words)
-        if span is not None:
-            yield Candidate(*span, score)
+class _Sums(NamedTuple):
+    """Spans of one window: more than are wanted, as some fall together in characters."""
+
+    first_S: NDArray[np.int64]
+    last_S: NDArray[np.int64]
+    score_S: NDArray[np.float64]
 
 
-def _largest_sums(
-    start_N: NDArray[np.float64], end_NK: NDArray[np.float64], count: int
-) -> Iterator[tuple[int, int, float]]:
-    """Places n, k of the `count` largest finite start_N[n] + end_NK[n, k].
+def _largest_sums(logits_T2: NDArray[np.float32], row: Features, max_tokens: int, count: int) -> _Sums:
+    """The `count` spans of a window with the largest start logit plus end logit.
 
     A start whose best span is not among the best of `count` starts has none of the best `count` spans.
     """
-    places_S = _places_of_largest(start_N + end_NK.max(axis=1), count)
-    score_SK = start_N[places_S, None] + end_NK[places_S]
-    for place in _places_of_largest(score_SK.ravel(), count):
-        s, k = divmod(int(place), score_SK.shape[1])
-        if np.isfinite(score_SK[s, k]):
-            yield int(places_S[s]), k, float(score_SK[s, k])
+    inside_N = np.flatnonzero(~np.array(alignment_of(row).is_special))
+    if not inside_N.size:
+        return _Sums(inside_N, inside_N, np.zeros(0))
+    start_N, end_N = logits_T2[inside_N].astype(np.float64).T
+    longest = min(max_tokens, len(inside_N))
+    ends = np.append(end_N, np.full(longest - 1, -np.inf))
+    end_NK = sliding_window_view(ends, longest)
+    starts = _places_of_largest(start_N + _sliding_max(ends, longest), count)
+    score_AK = start_N[starts, None] + end_NK[starts]
+    places_S = _places_of_largest(score_AK.ravel(), count)
+    score_S = score_AK.ravel()[places_S]
+    places_S, score_S = places_S[np.isfinite(score_S)], score_S[np.isfinite(score_S)]  # none beyond the window's end
+    first_S = starts[places_S // longest]
+    return _Sums(inside_N[first_S], inside_N[first_S + places_S % longest], score_S)
+
+
+def _sliding_max(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    """The largest of each `length` neighbours, by doubling."""
+    count, width = len(values) - length + 1, 1
+    while 2 * width <= length:
+        values = np.maximum(values[:-width], values[width:])
+        width *= 2
+    return np.maximum(values[:count], values[length - width :][:count])
 
 
 def _places_of_largest(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:

@@ -240,14 +240,15 @@ def _frame(logits_TC: NDArray[np.float32], row: Features, labels: Sequence[str])
     assert isinstance(row, PredicateFeatures), "a row without its predicate. This is a bug."
     alignment = alignment_of(row)
     scores_TC = softmax(logits_TC)
-    best_T = scores_TC.argmax(-1)
+    best_T, score_T = scores_TC.argmax(-1).tolist(), scores_TC.max(-1).tolist()
     tags, scores = [OUTSIDE] * alignment.num_words, [0.0] * alignment.num_words
     words: dict[int, tuple[int, int]] = {}
-    for t, word in enumerate(alignment.word_ids):
-        if word is not None and word not in words:
-            tags[word], scores[word] = labels[best_T[t]], float(scores_TC[t, best_T[t]])
-        if word is not None:
-            words[word] = (words.get(word, alignment.offsets[t])[0], alignment.offsets[t][1])
+    for word, (start, end), best, score in zip(alignment.word_ids, alignment.offsets, best_T, score_T, strict=True):
+        if word is None:
+            continue
+        if word not in words:
+            tags[word], scores[word] = labels[best], score
+        words[word] = (words[word][0] if word in words else start, end)
     arguments = [
         _answer(argument, alignment, words, scores) for argument in arguments_of(tags) if argument.role != VERB
     ]
