@@ -314,7 +314,7 @@ def test_a_row_of_a_hundred_thousand_words_is_cut_and_told() -> None:
     examples = [WordsExample(words, ("B-X", *["O"] * 99_999), "x:1")]
     family = WordLabels(32)
     labels = family.labels(examples, None)
-    (item,) = family.items(examples, labels, tiny_tokenizer("bert"), family.preprocessing(labels), training=True)
+    (item,) = family.items(examples, labels, tiny_tokenizer("bert"), family.preprocessing(labels), training=False)
     assert (item.num_tokens, item.truncated) == (32, True)
     scores = family.score_in_full([[np.zeros((32, 3), np.float32)]], [item], labels)
     assert scores.metrics["recall"] == 0

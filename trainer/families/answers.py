@@ -23,7 +23,7 @@ from prefixbank.model_store.task_prompt import AnsweringSpec, Preprocessing
 from prefixbank.model_store.tasks.features import Text
 from prefixbank.model_store.tasks.question_answering import LABELS, Found, QuestionAnswering, find_answers, span_targets
 from prefixbank.trainer.families.answer_scores import Answered, answer_metrics, answer_scores, answered
-from prefixbank.trainer.families.encoding import RowEncoder
+from prefixbank.trainer.families.encoding import RowEncoder, to_learn_from
 from prefixbank.trainer.families.family import Item, Scores, mean_loss
 from prefixbank.trainer.metrics.squad import tuned_null_threshold
 from prefixbank.trainer.readers.examples import QuestionExample
@@ -141,7 +141,7 @@ def _item(example: QuestionExample, encoder: RowEncoder) -> Item:
 def _windows(item: Item) -> list[Item]:
     """A unit of training for each window."""
     pairs = zip(item.rows, item.targets, strict=True)
-    return [Item((row,), targets_2[None], item.example) for row, targets_2 in pairs]
+    return [to_learn_from(Item((row,), targets_2[None], item.example)) for row, targets_2 in pairs]
 
 
 def _finite(threshold: float, found: Sequence[Found]) -> float:

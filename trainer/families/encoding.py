@@ -5,6 +5,7 @@ It refuses to know targets and families' own inputs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefixbank.model_store.errors import InvalidData, RequestError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from prefixbank.model_store.task_prompt import Preprocessing
     from prefixbank.model_store.tasks import TaskModule
     from prefixbank.model_store.tasks.features import Features
+    from prefixbank.trainer.families.family import Item
 
 
 class RowEncoder:
@@ -44,3 +46,8 @@ class RowEncoder:
             return self.task.encode_rows(self.tokenizer, self.prep, item, self.parameters, max_tokens=limit)
         except RequestError as error:
             raise InvalidData(f"{where}: {error}") from error
+
+
+def to_learn_from(item: Item) -> Item:
+    """The item without the way back to its texts, which only evaluation needs: it takes most of the memory."""
+    return item._replace(rows=tuple(replace(row, alignment=None) for row in item.rows))

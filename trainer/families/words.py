@@ -17,7 +17,7 @@ from prefixbank.model_store.tasks.token_classification import TokenClassificatio
 from prefixbank.trainer import metrics
 from prefixbank.trainer.families.classes import class_of, numbered, two_or_more
 from prefixbank.trainer.families.confidence import with_calibration
-from prefixbank.trainer.families.encoding import RowEncoder
+from prefixbank.trainer.families.encoding import RowEncoder, to_learn_from
 from prefixbank.trainer.families.family import Item, Scores, mean_loss
 from prefixbank.trainer.families.mistakes import worst
 from prefixbank.trainer.families.tagging import (
@@ -82,7 +82,8 @@ class WordLabels:
         for example in map(_words, examples):
             (row,) = encoder.rows(Words(example.words), example.where)
             found = [class_of(tag, classes, example.where) for tag in example.tags]
-            items.append(Item((row,), first_token_targets(row, found), example))
+            item = Item((row,), first_token_targets(row, found), example)
+            items.append(to_learn_from(item) if training else item)
         return items
 
     def loss(self, logits_KC: Tensor, items: Sequence[Item]) -> Tensor:
