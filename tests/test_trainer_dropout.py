@@ -1,4 +1,4 @@
-"""Dropout of a backbone while a prompt trains: its own share, or the recipe's, and nothing where a trial asks for none."""
+"""Dropout of a backbone while a prompt trains: its own share, or the recipe's; nothing where a trial asks for none."""
 
 import pytest
 import torch
