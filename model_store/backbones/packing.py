@@ -109,20 +109,23 @@ def pack(rows: Sequence[PackRow], positions: PositionRule, *, device: torch.devi
         ValueError: when there is no row, a row is empty, or its types and tokens differ in number.
         InputTooLong: when a row needs more positions than the backbone has.
     """
-    _check_rows(rows, positions)
-    segments = [segment for row in rows for segment in _segments(row)]
-    lengths = [len(segment.token_ids) for segment in segments]
-    num_tokens, num_virtual = sum(lengths), sum(row.num_virtual for row in rows)
+    lengths_R = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
+    virtual_R = np.array([row.num_virtual for row in rows], dtype=np.int64)
+    _check_rows(rows, lengths_R, virtual_R, positions)
+    num_virtual = int(virtual_R.sum())
+    parts = [segment for row in rows for segment in _segments(row)] if num_virtual else rows
+    part_lengths = [len(part.token_ids) for part in parts] if num_virtual else lengths_R
+    num_tokens = int(lengths_R.sum()) + num_virtual
     packed_I = np.empty(3 * num_tokens + num_virtual, dtype=np.int64)  # one copy to the device for all
     packed_3T, virtual_V = packed_I[: 3 * num_tokens].reshape(3, num_tokens), packed_I[3 * num_tokens :]
-    np.concatenate([segment.token_ids for segment in segments], out=packed_3T[0])
-    np.concatenate([segment.type_ids for segment in segments], out=packed_3T[1])
-    packed_3T[2] = positions.number(packed_3T[0], lengths, [segment.position_offset for segment in segments])
+    np.concatenate([part.token_ids for part in parts], out=packed_3T[0])
+    np.concatenate([part.type_ids for part in parts], out=packed_3T[1])
+    packed_3T[2] = positions.number(packed_3T[0], part_lengths, [part.position_offset for part in parts])
     if num_virtual:
         virtual_V[:] = np.flatnonzero(packed_3T[0] == _VIRTUAL)
         packed_3T[0, virtual_V] = 0
     plan = BatchPlan.build(
-        [row.num_virtual + len(row.token_ids) for row in rows],
+        (lengths_R + virtual_R).astype(np.int32),
         [row.slot for row in rows],
         mode=Mode.FULL,
         device=device,
@@ -141,18 +144,22 @@ def _segments(row: PackRow) -> tuple[_Segment, ...]:
     return _Segment([_VIRTUAL] * row.num_virtual, [0] * row.num_virtual, 0), text
 
 
-def _check_rows(rows: Sequence[PackRow], positions: PositionRule) -> None:
-    if not rows or not all(len(row.token_ids) for row in rows):
+def _check_rows(
+    rows: Sequence[PackRow], lengths_R: NDArray[np.int64], virtual_R: NDArray[np.int64], positions: PositionRule
+) -> None:
+    if not rows or lengths_R.min() == 0:
         raise ValueError("a batch needs at least one row, and a row at least one token")
-    if any(len(row.type_ids) != len(row.token_ids) for row in rows):
+    if [len(row.type_ids) for row in rows] != lengths_R.tolist():
         raise ValueError("a row's type ids and token ids differ in number")
-    for index, row in enumerate(rows):
-        if len(row.token_ids) + row.position_offset > positions.count:
-            raise InputTooLong(
-                f"row {index} has {len(row.token_ids)} tokens at position offset {row.position_offset}; "
-                f"the backbone has {positions.count} positions"
-            )
-        if row.num_virtual > positions.count:
-            raise InputTooLong(
-                f"row {index} has {row.num_virtual} virtual tokens; the backbone has {positions.count} positions"
-            )
+    needed_R = lengths_R + [row.position_offset for row in rows]
+    if needed_R.max() > positions.count:
+        row = int(needed_R.argmax())
+        raise InputTooLong(
+            f"row {row} has {lengths_R[row]} tokens at position offset {rows[row].position_offset}; "
+            f"the backbone has {positions.count} positions"
+        )
+    if virtual_R.max() > positions.count:
+        row = int(virtual_R.argmax())
+        raise InputTooLong(
+            f"row {row} has {virtual_R[row]} virtual tokens; the backbone has {positions.count} positions"
+        )
