@@ -93,7 +93,8 @@ class WordHead(nn.Module):
         super().__init__()
         chosen_C = torch.tensor(token_ids, device=backbone.device)
         bias_V = None if backbone.lm_head is None else backbone.lm_head.bias_V
-        weight_CM = backbone.word_embedding_VM[chosen_C].detach().float()
+        rows_VM = backbone.word_embedding_VM if backbone.lm_head is None else backbone.lm_head.decoder_VM
+        weight_CM = rows_VM[chosen_C].detach().float()
         self.weight_CM = nn.Parameter(weight_CM, requires_grad=False)
         bias_C = weight_CM.new_zeros(len(token_ids)) if bias_V is None else bias_V[chosen_C].detach().float()
         self.bias_C = nn.Parameter(bias_C, requires_grad=False)
