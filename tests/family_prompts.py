@@ -59,3 +59,14 @@ def family_input(prompt: TaskPrompt, text: str) -> object:
     if prompt.family is ROLES:
         return {"words": words[:24], "predicates": sorted({0, len(words[:24]) // 2})}
     return text
+
+
+def same(found: Any, wanted: Any) -> bool:
+    """Equal, but for rounding."""
+    if isinstance(found, float):
+        return abs(found - wanted) <= 1e-5
+    if isinstance(found, list):
+        return len(found) == len(wanted) and all(map(same, found, wanted))
+    if isinstance(found, dict):
+        return found.keys() == wanted.keys() and all(same(found[key], wanted[key]) for key in found)
+    return bool(found == wanted)

@@ -24,7 +24,7 @@ from prefixbank.serving.limits import Limits
 from prefixbank.serving.memory_store import MemoryStore
 from prefixbank.serving.predict import Predictor
 from prefixbank.serving.service import Service
-from tests.family_prompts import CHOICES, QUESTIONS, ROLES, family_input, family_prompt, family_tasks
+from tests.family_prompts import CHOICES, QUESTIONS, ROLES, family_input, family_prompt, family_tasks, same
 from tests.serving_cases import mixed_tasks, texts
 from tests.tiny import SENTENCES, tiny_backbone_folder
 
@@ -49,17 +49,6 @@ def ask_all(service: Service, requests: list[tuple[Address, object]]) -> list[An
         return await asyncio.gather(*(service.answer(*request) for request in requests))
 
     return asyncio.run(ask())
-
-
-def same(found: Any, wanted: Any) -> bool:
-    """Equal, but for rounding."""
-    if isinstance(found, float):
-        return abs(found - wanted) <= 1e-5
-    if isinstance(found, list):
-        return len(found) == len(wanted) and all(map(same, found, wanted))
-    if isinstance(found, dict):
-        return found.keys() == wanted.keys() and all(same(found[key], wanted[key]) for key in found)
-    return bool(found == wanted)
 
 
 def batches_of(service: Service) -> float:

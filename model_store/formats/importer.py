@@ -11,29 +11,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefixbank.model_store import artifact
-from prefixbank.model_store.errors import BackboneMismatch, NotRepresentable, SourceInvalid
+from prefixbank.model_store.errors import NotRepresentable, SourceInvalid
 from prefixbank.model_store.formats import adapters, peft, ptuning_v2
 from prefixbank.model_store.formats.detect import detect
 from prefixbank.model_store.formats.foreign import Dense, ForeignPrompt, Format, ModelPooler, TrainedPooler
 from prefixbank.model_store.formats.frozen import check_same_encoder, is_backbones_pooler
-from prefixbank.model_store.formats.labels import labels_for
+from prefixbank.model_store.formats.labels import carried_as, labels_for
+from prefixbank.model_store.formats.preparation import preprocessing_for
 from prefixbank.model_store.formats.sidecar import Sidecar, read_sidecar
 from prefixbank.model_store.task_prompt import (
     Head,
     HeadSpec,
     Pooler,
-    Preprocessing,
     Provenance,
-    TaskFamily,
     TaskPrompt,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.formats.foreign import ForeignHead
+    from prefixbank.model_store.task_prompt import TaskFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,14 @@ class Choices:
     labels: tuple[str, ...] | None = None
     """By class. Where the source has none either: LABEL_0 and so on."""
     family: TaskFamily | None = None
-    """For a P-tuning-v2 checkpoint without a config."""
+    """For a P-tuning-v2 checkpoint without a config, and for semantic roles, which other tools call token classes."""
     max_tokens: int | None = None
-    """Longest row; without, as long as the backbone has positions for."""
+    """Longest row; without, as published for questions, else as long as the backbone has positions for."""
     pair: bool | None = None
     add_prefix_space: bool | None = None
-    """Without: for token classification, as P-tuning-v2 does."""
+    """Without: for token classification and roles, as P-tuning-v2 does."""
+    null_threshold: float | None = None
+    """For questions some of which have no answer: by how much the null answer must win; published is 0."""
     source_task: int | None = None
     """Which task's prompt, of a source that holds several (PEFT's multitask prompts)."""
 
@@ -96,7 +97,7 @@ def _read(folder: Path, backbone: Backbone, choices: Choices, source_format: For
         case Format.ADAPTERS:
             return adapters.read(folder, backbone.ref)
         case Format.PTUNING_V2:
-            return ptuning_v2.read(folder, backbone.ref, choices.family)
+            return ptuning_v2.read(folder, backbone.ref, choices.family and carried_as(choices.family))
         case Format.GLM:
             raise NotRepresentable(f"{folder} is of GLM; this version serves no GLM backbone and no verbalizer head")
 
@@ -114,22 +115,31 @@ def _check_backbone(foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: B
 
 def _task_prompt(foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Backbone, choices: Choices) -> TaskPrompt:
     head = foreign.head
-    if sidecar is not None and sidecar.family is not head.family:
-        raise SourceInvalid(f"the sidecar says {sidecar.family}; the source's own files say {head.family}")
+    family = _family(head.family, sidecar, choices)
     named = sidecar.labels if sidecar else foreign.labels
     return TaskPrompt(
-        family=head.family,
-        labels=labels_for(head.family, len(head.classifier.bias), choices.labels, named),
+        family=family,
+        labels=labels_for(family, len(head.classifier.bias), choices.labels, named),
         layers=foreign.layers,
         kv_N2HPD=foreign.kv_N2HPD,
         position_offset=foreign.position_offset,
         head=_head(head, backbone),
-        preprocessing=_preprocessing(foreign, sidecar, backbone, choices),
+        preprocessing=preprocessing_for(
+            family, foreign.position_offset, sidecar.preprocessing if sidecar else None, backbone, choices
+        ),
         backbone=backbone.ref,
         metrics=sidecar.metrics if sidecar else {},
         provenance=sidecar.provenance if sidecar else _provenance(foreign),
         shallow_PM=foreign.shallow_PM,
     )
+
+
+def _family(found: TaskFamily, sidecar: Sidecar | None, choices: Choices) -> TaskFamily:
+    """What the source's files say, or the family of ours that they carry under that name."""
+    said = choices.family or (sidecar.family if sidecar else found)
+    if sidecar is not None and carried_as(sidecar.family) is not found:
+        raise SourceInvalid(f"the sidecar says {sidecar.family}; the source's own files say {found}")
+    return said if carried_as(said) is found else found
 
 
 def _head(head: ForeignHead, backbone: Backbone) -> Head:
@@ -147,24 +157,6 @@ def _head(head: ForeignHead, backbone: Backbone) -> Head:
             spec, pooler = HeadSpec(pooler=Pooler.BACKBONE, pools=head.pools), None
     own = (pooler.weight.float(), pooler.bias.float()) if pooler else ()
     return Head(spec, head.classifier.weight.float(), head.classifier.bias.float(), *own)
-
-
-def _preprocessing(
-    foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Backbone, choices: Choices
-) -> Preprocessing:
-    """How inputs become tokens: by the user's choices, else the sidecar's, else by what the positions leave."""
-    longest = backbone.max_tokens(foreign.position_offset)
-    if longest < (choices.max_tokens or 1):
-        raise BackboneMismatch(
-            f"{foreign.position_offset} of {backbone.max_positions} positions go to the prefix; "
-            f"{longest} are left, and {choices.max_tokens or 1} are wanted"
-        )
-    is_words = foreign.head.family is TaskFamily.TOKEN_CLASSIFICATION
-    prep = sidecar.preprocessing if sidecar else Preprocessing(max_tokens=longest, add_prefix_space=is_words)
-    chosen: dict[str, Any] = {"max_tokens": choices.max_tokens, "add_prefix_space": choices.add_prefix_space}
-    if choices.pair is not None:
-        chosen |= {"pair": choices.pair, "text_fields": ("text", "text_pair") if choices.pair else ("text",)}
-    return prep.model_copy(update={name: value for name, value in chosen.items() if value is not None})
 
 
 def _provenance(foreign: ForeignPrompt) -> Provenance:

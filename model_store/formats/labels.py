@@ -1,4 +1,4 @@
-"""The names of the classes, as configs spell them.
+"""The names of the classes, as configs spell them, and of the families.
 
 It refuses to know heads and files.
 """
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 FIXED = {TaskFamily.QUESTION_ANSWERING: ("start", "end"), TaskFamily.MULTIPLE_CHOICE: ("score",)}
 """Families whose outputs are no classes of the task."""
+
+
+def carried_as(family: TaskFamily) -> TaskFamily:
+    """The family whose model another tool has for it: roles are classes of tokens everywhere."""
+    return TaskFamily.TOKEN_CLASSIFICATION if family is TaskFamily.SEMANTIC_ROLES else family
 
 
 def from_id2label(id2label: Mapping[str, object]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import safetensors.torch
 
 from prefixbank.model_store.errors import NotRepresentable
 from prefixbank.model_store.formats.exportable import check_deep, check_head, check_shallow
+from prefixbank.model_store.formats.labels import carried_as
 from prefixbank.model_store.formats.peft import CONFIG, EMBEDDINGS, FAMILIES, MODEL, WEIGHTS
 from prefixbank.model_store.formats.peft_shallow import PROMPT_TUNING, check_family
 from prefixbank.model_store.formats.prefix_layout import join_flat
@@ -59,11 +60,11 @@ def _embeddings(prompt: TaskPrompt) -> Tensor:
     method, known = ("prefix", _DEEP) if prompt.shallow_PM is None else ("prompt", _SHALLOW)
     if architecture not in known:
         raise NotRepresentable(f"PEFT has no {method} tuning of {architecture}; it has {', '.join(known)}")
-    if prompt.family not in _TASK_TYPES:
+    if carried_as(prompt.family) not in _TASK_TYPES:
         raise NotRepresentable(f"PEFT has no head for {prompt.family}")
     if prompt.shallow_PM is None:
         return join_flat(prompt.kv_N2HPD)
-    check_family(prompt.family, PROMPT_TUNING)
+    check_family(carried_as(prompt.family), PROMPT_TUNING)
     return prompt.shallow_PM
 
 
@@ -72,7 +73,7 @@ def _head_tensors(prompt: TaskPrompt) -> dict[str, Tensor]:
     head, architecture = prompt.head, prompt.backbone.architecture
     if prompt.family is TaskFamily.QUESTION_ANSWERING:
         return {"qa_outputs.weight": head.weight_CM, "qa_outputs.bias": head.bias_C}
-    if prompt.family is TaskFamily.TOKEN_CLASSIFICATION:
+    if carried_as(prompt.family) is TaskFamily.TOKEN_CLASSIFICATION:
         return {"classifier.weight": head.weight_CM, "classifier.bias": head.bias_C}
     if head.spec.activation is not None and head.spec.activation == _OUT_PROJ.get(architecture):
         out = {"classifier.out_proj.weight": head.weight_CM, "classifier.out_proj.bias": head.bias_C}
@@ -109,6 +110,6 @@ def _config(prompt: TaskPrompt, head: dict[str, Tensor]) -> dict[str, object]:
         "num_transformer_submodules": 1,
         "num_virtual_tokens": length or prompt.prefix_length,
         "revision": None,
-        "task_type": _TASK_TYPES[prompt.family],
+        "task_type": _TASK_TYPES[carried_as(prompt.family)],
         "token_dim": ref.num_heads * ref.head_dim,
     }

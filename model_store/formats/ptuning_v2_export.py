@@ -15,6 +15,7 @@ import torch
 
 from prefixbank.model_store.errors import NotRepresentable
 from prefixbank.model_store.formats.exportable import check_deep, check_head
+from prefixbank.model_store.formats.labels import carried_as
 from prefixbank.model_store.formats.prefix_layout import join_flat
 from prefixbank.model_store.formats.ptuning_v2 import CONFIG, EMBEDDING, MODEL_NAMES
 from prefixbank.model_store.formats.sidecar import NAME, sidecar_bytes, spell
@@ -57,7 +58,7 @@ def files_of(prompt: TaskPrompt) -> dict[str, bytes]:
         raise NotRepresentable("the prompt is shallow, and P-tuning-v2's own embed their input twice")
     check_head(prompt, "P-tuning-v2")
     check_deep(prompt, "P-tuning-v2")
-    if (prompt.backbone.architecture, prompt.family) not in _CLASSES:
+    if (prompt.backbone.architecture, carried_as(prompt.family)) not in _CLASSES:
         raise NotRepresentable(f"P-tuning-v2 has no {prompt.family} model of {prompt.backbone.architecture}")
     tensors = {EMBEDDING: join_flat(prompt.kv_N2HPD)} | _head_tensors(prompt)
     file = io.BytesIO()
@@ -74,7 +75,7 @@ def _head_tensors(prompt: TaskPrompt) -> dict[str, Tensor]:
     head = prompt.head
     name = "qa_outputs" if prompt.family is _SPANS else "classifier"
     classifier = {f"{name}.weight": head.weight_CM, f"{name}.bias": head.bias_C}
-    return classifier if prompt.family in (_WORDS, _SPANS) else classifier | _pooler_tensors(prompt)
+    return classifier if carried_as(prompt.family) in (_WORDS, _SPANS) else classifier | _pooler_tensors(prompt)
 
 
 def _pooler_tensors(prompt: TaskPrompt) -> dict[str, Tensor]:
@@ -96,7 +97,7 @@ def _config(prompt: TaskPrompt) -> dict[str, object]:
     """The fields that P-tuning-v2 adds to the backbone's config, and those that tell the shapes."""
     ref = prompt.backbone
     return {
-        "architectures": [_CLASSES[ref.architecture, prompt.family]],
+        "architectures": [_CLASSES[ref.architecture, carried_as(prompt.family)]],
         "hidden_size": ref.width,
         "id2label": {str(number): label for number, label in enumerate(prompt.labels)},
         "label2id": {label: number for number, label in enumerate(prompt.labels)},

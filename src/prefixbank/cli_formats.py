@@ -22,7 +22,9 @@ SHORT = 12
 StorePath = Annotated[
     Path, typer.Option("--store", envvar="PREFIXBANK_STORE", help="The store's folder.", show_default="store")
 ]
-FamilyName = Literal["text-classification", "token-classification", "question-answering", "multiple-choice"]
+FamilyName = Literal[
+    "text-classification", "token-classification", "question-answering", "multiple-choice", "semantic-role-labeling"
+]
 
 
 def import_(
@@ -37,9 +39,14 @@ def import_(
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="By class.", show_default="the source's, or LABEL_0 and so on")
     ] = None,
-    family: Annotated[FamilyName | None, typer.Option(help="For a checkpoint without config.json.")] = None,
+    family: Annotated[FamilyName | None, typer.Option(help="For a checkpoint without config, or of roles.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest row.", show_default="what the backbone has positions for")
+        int | None,
+        typer.Option(min=1, help="Longest row.", show_default="384 for questions, else what there are positions for"),
+    ] = None,
+    null_threshold: Annotated[
+        float | None,
+        typer.Option(help="For questions that may have no answer: by how much none must win; published is 0."),
     ] = None,
     pair: Annotated[bool | None, typer.Option("--pair/--single", help="It takes two texts, or one.")] = None,
     prefix_space: Annotated[
@@ -65,6 +72,7 @@ def import_(
         pair=pair,
         add_prefix_space=prefix_space,
         source_task=source_task,
+        null_threshold=null_threshold,
     )
     address = _address(task)
     imported = _import(source, backbone, choices, source_format)
