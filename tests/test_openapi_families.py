@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,11 +15,14 @@ from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import InvalidRequest
 from prefixbank.model_store.task_prompt import Preprocessing, TaskFamily
 from prefixbank.model_store.tasks import task_module
+from prefixbank.model_store.tasks.rows import MAX_WINDOWS
+from prefixbank.serving.encoding import EncodingLimits
 from prefixbank.serving.memory_store import MemoryStore
 from prefixbank.serving.routes.openapi import DOCUMENT
 from prefixbank.serving.routes.openapi_families import FAMILIES
 from prefixbank.serving.samples import SAMPLES, sample_for
 from prefixbank.serving.service import Service
+from tests.conftest import ROOT
 from tests.family_prompts import CHOICES, QUESTIONS, ROLES, family_prompt
 from tests.serving_cases import TEXT, TOKENS, random_prompt
 from tests.tiny import tiny_backbone_folder
@@ -108,6 +113,24 @@ def test_parameters_are_those_of_the_family(family: TaskFamily) -> None:
     assert schema["properties"].keys() == type(module.parse_parameters({})).model_fields.keys()
     with pytest.raises(InvalidRequest):
         module.parse_parameters({"temperature": 1})
+
+
+def test_the_examples_in_the_docs_are_requests_and_their_answers() -> None:
+    page = (ROOT / "docs" / "requests.md").read_text()
+    for section in page.split("\n## ")[1:-1]:
+        family, _, text = section.partition("\n")
+        asked, answered = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+        name = FAMILIES[TaskFamily(family)].name
+        assert (asked["inputs"], answered) == (SAMPLES[TaskFamily(family)].single, FAMILIES[TaskFamily(family)].example)
+        assert complaints(asked, f"{name}Request") == complaints(answered, f"{name}Answer") == []
+    assert [f"\n## {family}\n" in page for family in TaskFamily] == [True] * len(TaskFamily)
+
+
+def test_the_limits_in_the_docs_are_the_codes() -> None:
+    page = (ROOT / "docs" / "requests.md").read_text().split("\n## ")[-1]
+    limits = EncodingLimits()
+    told = (f"1 to {limits.max_inputs} inputs", f"{limits.max_rows} rows", f"{limits.max_characters:,} characters")
+    assert [text for text in (*told, f"{MAX_WINDOWS} windows") if text not in page] == []
 
 
 def test_samples_are_those_of_one_text_or_two() -> None:
