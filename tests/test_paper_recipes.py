@@ -67,7 +67,7 @@ def texts(name: str, fields: dict[str, object]) -> tuple[str, ...]:
     """What a recipe makes of a row of SuperGLUE."""
     data = recipe(name).data
     assert data is not None
-    return text_example(Row(Path("hub"), 1, fields), data.text, data.label, data.rename, data.labels).texts
+    return text_example(Row(Path("hub"), 1, fields), data, data.labels).texts
 
 
 def test_every_script_has_a_recipe_and_every_recipe_a_script() -> None:

@@ -74,6 +74,16 @@ def test_choices_of_a_recipe_are_premise_and_choices(tmp_path: Path) -> None:
     assert read_as(tmp_path, CHOICES, name, **fields).rows[0].connector == ""
 
 
+def test_splits_may_name_their_columns_otherwise(tmp_path: Path) -> None:
+    train = written(tmp_path, "a.tsv", "sentence1\tsentence2\tlabel", *["p\th\ta"] * 4)
+    row = {"premise": "p", "hypothesis": "h", "gold": "a"}
+    columns = {"premise": "sentence1", "hypothesis": "sentence2", "gold": "label"}
+    test = {"path": written(tmp_path, "b.jsonl", json.dumps(row)), "columns": columns}
+    recipe = recipe_of("text-classification", train, text=["sentence1", "sentence2"], test=test, carve=1)
+    splits = read_splits(recipe, tmp_path)
+    assert {(row.texts, row.label) for row in (*splits.train, *splits.test)} == {(("p", "h"), "a")}
+
+
 def test_a_label_without_a_word_is_a_bad_row(tmp_path: Path) -> None:
     head = {"kind": "verbalizer", "template": "{text} {mask}", "words": {"a": "sky", "b": "sea"}}
     name = written(tmp_path, "a.tsv", "text\tlabel", *["x\ta"] * 100, "y\todd")
@@ -82,6 +92,12 @@ def test_a_label_without_a_word_is_a_bad_row(tmp_path: Path) -> None:
     assert [str(fault) for fault in reading.skipped] == [
         f"{tmp_path / name}:102: label: found the label 'odd', wanted one of a, b"
     ]
+
+
+def test_a_text_that_is_too_long_is_a_bad_row(tmp_path: Path) -> None:
+    name = written(tmp_path, "a.tsv", "text\tlabel", *["x\ta"] * 100, f"{'y' * 2001}\ta")
+    (fault,) = read_as(tmp_path, "text-classification", name, max_characters=2000).skipped
+    assert str(fault) == f"{tmp_path / name}:102: found a text of 2001 characters, wanted at most 2000"
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.jsonl", "a.json", "a.conll"])

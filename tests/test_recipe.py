@@ -58,6 +58,10 @@ def test_family_and_training_data_are_all_a_recipe_needs() -> None:
             {"data": {"train": "x", "labels": ["a", "b", "c"]}, "selection": {"metric": "f1"}},
             ["macro_f1", "last of two"],
         ),
+        (
+            {"family": "token-classification", "data": {"train": "x", "max_characters": 9}},
+            ["data.max_characters", "token-classification"],
+        ),
         ({"answering": {"stride": 3}}, ["[answering]", "question-answering"]),
         ({"roles": {"separator": "|"}}, ["[roles]", "semantic-role-labeling"]),
         ({"family": "question-answering", "prompt": {"init": "labels"}}, ["prompt.init", "question-answering"]),

@@ -13,7 +13,7 @@ from prefixbank.model_store.errors import InvalidData
 from prefixbank.model_store.task_prompt import TaskFamily
 from prefixbank.trainer.readers.choices import ChoiceColumns, choices_example
 from prefixbank.trainer.readers.columns import blocks_of
-from prefixbank.trainer.readers.faults import built
+from prefixbank.trainer.readers.faults import Fault, built
 from prefixbank.trainer.readers.hub import HubTable, open_hub
 from prefixbank.trainer.readers.propositions import LAYOUTS, propositions_of, tagged_lines_of
 from prefixbank.trainer.readers.squad import flat_questions, questions_of
@@ -22,11 +22,10 @@ from prefixbank.trainer.readers.texts import text_example
 from prefixbank.trainer.readers.words import column_words, listed_words, of_equal_width
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from prefixbank.trainer.readers.examples import Example
-    from prefixbank.trainer.readers.faults import Fault
     from prefixbank.trainer.readers.tables import Row
     from prefixbank.trainer.recipe import DataSection, Recipe, Source
 
@@ -64,8 +63,13 @@ def open_source(source: Source, root: Path) -> Opened:
     return DataFile(root / source.path, None if source.words is None else root / source.words)
 
 
-def examples_of(opened: Opened, recipe: Recipe) -> Iterator[Example | Fault]:
+def examples_of(opened: Opened, recipe: Recipe, columns: Mapping[str, str]) -> Iterator[Example | Fault]:
     """Every row of a source as an example of the recipe's family; a bad one is a Fault.
+
+    Args:
+        opened: the source.
+        recipe: for one data set.
+        columns: names of a table's columns to the names that the recipe gives them.
 
     Raises:
         InvalidData: it cannot be read, or is of a format that the family has not.
@@ -75,24 +79,26 @@ def examples_of(opened: Opened, recipe: Recipe) -> Iterator[Example | Fault]:
     match recipe.family:
         case TaskFamily.TEXT_CLASSIFICATION:
             labels = data.labels or tuple(recipe.head.words) or None
-            rows = _table(opened, data, (*data.text, data.label))
-            return built(rows, lambda row: text_example(row, data.text, data.label, data.rename, labels))
+            rows = _table(opened, data, columns, (*data.text, data.label))
+            return built(rows, lambda row: text_example(row, data, labels))
         case TaskFamily.TOKEN_CLASSIFICATION:
-            return _sentences(opened, data)
+            return _sentences(opened, data, columns)
         case TaskFamily.QUESTION_ANSWERING:
-            return flat_questions(opened.rows()) if isinstance(opened, HubTable) else questions_of(opened.path)
+            if isinstance(opened, HubTable):
+                return flat_questions(_renamed(opened.rows(), columns))
+            return questions_of(opened.path)
         case TaskFamily.MULTIPLE_CHOICE:
-            columns = ChoiceColumns(data.text[0], data.text[1:], data.label, data.question or None)
-            return built(_table(opened, data, data.text), lambda row: choices_example(row, columns))
+            named = ChoiceColumns(data.text[0], data.text[1:], data.label, data.question or None)
+            return built(_table(opened, data, columns, data.text), lambda row: choices_example(row, named))
         case TaskFamily.SEMANTIC_ROLES:
             return _propositions(opened, data)
 
 
-def _sentences(opened: Opened, data: DataSection) -> Iterator[Example | Fault]:
+def _sentences(opened: Opened, data: DataSection, columns: Mapping[str, str]) -> Iterator[Example | Fault]:
     if isinstance(opened, DataFile) and _format(opened.path, data) == "conll":
         blocks = of_equal_width(blocks_of(opened.path))
         return built(blocks, lambda block: column_words(block, data))
-    return built(_table(opened, data, (*data.text, data.label)), lambda row: listed_words(row, data))
+    return built(_table(opened, data, columns, (*data.text, data.label)), lambda row: listed_words(row, data))
 
 
 def _propositions(opened: Opened, data: DataSection) -> Iterator[Example | Fault]:
@@ -103,13 +109,25 @@ def _propositions(opened: Opened, data: DataSection) -> Iterator[Example | Fault
     return propositions_of(opened.path, LAYOUTS[data.layout], opened.words)
 
 
-def _table(opened: Opened, data: DataSection, names: Iterable[str]) -> Iterator[Row | Fault]:
+def _table(
+    opened: Opened, data: DataSection, columns: Mapping[str, str], names: Sequence[str]
+) -> Iterator[Row | Fault]:
     if isinstance(opened, HubTable):
-        return opened.rows()
+        return _renamed(opened.rows(), columns)
     form = _format(opened.path, data)
     if form == "conll":
         raise InvalidData(f"{opened.path}: would be read as CoNLL columns, wanted data.format tsv, jsonl or json")
-    return table_rows(opened.path, form, tuple(names))
+    return _renamed(table_rows(opened.path, form, [*names, *columns]), columns)
+
+
+def _renamed(rows: Iterable[Row | Fault], columns: Mapping[str, str]) -> Iterator[Row | Fault]:
+    """Rows with fields under the recipe's names beside their own."""
+    for row in rows:
+        if isinstance(row, Fault):
+            yield row
+        else:
+            more = {name: row.fields[own] for own, name in columns.items() if own in row.fields}
+            yield row._replace(fields=row.fields | more)
 
 
 def _format(path: Path, data: DataSection) -> str:

@@ -68,7 +68,7 @@ def read(recipe: Recipe, source: Source, root: Path) -> Reading[Example]:
 
 
 def _read(recipe: Recipe, source: Source, opened: Opened) -> Reading[Example]:
-    examples, part = examples_of(opened, recipe), ""
+    examples, part = examples_of(opened, recipe, source.columns), ""
     if source.rows is not None:
         examples, part = islice(examples, *source.rows), f" in {list(source.rows)}"
     reading: Reading[Example] = settle(examples, opened.name, Tolerance(_data(recipe).tolerance), part)

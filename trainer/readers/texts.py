@@ -16,18 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from prefixbank.trainer.readers.tables import Row
+    from prefixbank.trainer.recipe import DataSection
 
 
-def text_example(
-    row: Row, texts: Sequence[str], label: str, rename: Mapping[str, str], labels: Sequence[str] | None
-) -> TextExample:
-    """The example of a row.
+def text_example(row: Row, data: DataSection, labels: Sequence[str] | None) -> TextExample:
+    """The example of a row; `labels` are those that there may be, None where any may.
 
     Raises:
-        BadRow: a field is absent, a text is empty, or the label names no class.
+        BadRow: a field is absent, a text is empty or too long, or the label names no class.
     """
-    found = tuple(filled(row, template, lambda name: text_of(field(row, name), name)) for template in texts)
-    return TextExample(found, label_of(row, label, rename, labels), row.where)
+    found = tuple(filled(row, template, lambda name: text_of(field(row, name), name)) for template in data.text)
+    longest, most = max(map(len, found)), data.max_characters
+    if most is not None and longest > most:
+        raise BadRow(f"found a text of {longest} characters, wanted at most {most}")
+    return TextExample(found, label_of(row, data.label, data.rename, labels), row.where)
 
 
 def label_of(row: Row, name: str, rename: Mapping[str, str], labels: Sequence[str] | None) -> str:

@@ -23,7 +23,7 @@ from prefixbank.trainer.recipe.sections import (
     SelectionSection,
     TaskSection,
 )
-from prefixbank.trainer.recipe.sweep import SweepSection
+from prefixbank.trainer.recipe.sweep import SweepSection  # noqa: TC001 - pydantic reads the annotation
 from prefixbank.trainer.recipe.verbalizer import check_verbalizer
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def _data_problems(recipe: Recipe, data: DataSection) -> Iterator[str]:
         yield f"data.labels without repetition, not {list(data.labels)}"
     if recipe.metric == "f1" and family == TaskFamily.TEXT_CLASSIFICATION and len(data.labels or "ab") != 2:
         yield 'selection.metric "macro_f1": "f1" is that of the last of two labels'
+    if data.max_characters is not None and family != TaskFamily.TEXT_CLASSIFICATION:
+        yield f"data.max_characters only for text-classification, not for {family}"
     words = any(source.words is not None for source in data.sources.values())
     if words and (family != TaskFamily.SEMANTIC_ROLES or data.layout != "conll2005"):
         yield 'words only beside props of data.layout = "conll2005"'

@@ -40,6 +40,8 @@ class Source(Section):
     """Split on the hub; its slices work too: "train[:90%]"."""
     revision: str | None = None
     """Commit, tag or branch on the hub. Pin it for results; "refs/convert/parquet" reads sets that come as a script."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns that the other splits name otherwise: their name here to the name there, `premise = "sentence1"`."""
     rows: tuple[Annotated[int, Field(ge=0)], Count] | None = None
     """Half-open slice [first, end) in file order. Cut one file into splits with it, and say so beside any number."""
     limit: Count | None = None
@@ -96,6 +98,8 @@ class DataSection(Section):
     premise and choice."""
     labels: tuple[str, ...] | None = None
     """Fixes the labels and their order. Unset: sorted from the training rows."""
+    max_characters: Count | None = None
+    """Texts: a row with a longer one is a bad row. For tables with lines that run together, such as some of MNLI."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Label in the file to label in the answers, such as `0 = "negative"`. Unlisted labels stay."""
     word_column: int = 0
@@ -231,6 +235,9 @@ class OptimiserSection(Section):
     """Learning rate of the backbone in full fine-tuning; the other methods leave it frozen."""
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Passes over the training rows. Prompts want more than fine-tuning: 10 to 100 on small sets."""
+    epoch_rows: Count | None = None
+    """Rows that make an epoch; unset: all. On a large set, after all rows is late to validate for the first time: epochs
+    of so many rows go through the set in turn, and the rate's schedule counts them."""
     batch_rows: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rows per step; premises with all their choices, where there are choices."""
     schedule: Literal["linear", "exponential", "constant"] = "linear"
