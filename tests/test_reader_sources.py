@@ -41,6 +41,18 @@ def test_questions_of_a_recipe_are_squad(tmp_path: Path) -> None:
     assert [type(row) for row in found] == [QuestionExample] * 2
 
 
+def test_questions_about_one_text_are_carved_together(tmp_path: Path) -> None:
+    asked = [{"id": f"q{n}", "question": "Where?", "answers": [{"text": "Oslo", "answer_start": 3}]} for n in range(7)]
+    paragraphs = [{"context": f"In Oslo, {n}.", "qas": asked} for n in range(10)]
+    name = written(tmp_path, "train.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    splits = read_splits(recipe_of(QUESTIONS, name, carve=10), tmp_path)
+    assert (len(splits.train), len(splits.validation)) == (56, 14)
+    assert not {row.context for row in splits.train} & {row.context for row in splits.validation}
+    written(tmp_path, "train.json", json.dumps({"data": [{"paragraphs": paragraphs[:1]}]}))
+    with pytest.raises(InvalidData, match="7 training rows that belong together"):
+        read_splits(recipe_of(QUESTIONS, name), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("layout", "lines"),
     [

@@ -5,16 +5,19 @@ It refuses to know formats.
 
 from __future__ import annotations
 
-import random
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
+from random import Random
 from typing import TYPE_CHECKING
 
 from prefixbank.model_store.errors import InvalidData
+from prefixbank.trainer.readers.examples import PropositionExample, QuestionExample
 from prefixbank.trainer.readers.faults import Reading, Tolerance, settle
 from prefixbank.trainer.readers.sources import examples_of, open_source
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from prefixbank.trainer.readers.examples import Example
@@ -73,7 +76,7 @@ def _read(recipe: Recipe, source: Source, opened: Opened) -> Reading[Example]:
         examples, part = islice(examples, *source.rows), f" in {list(source.rows)}"
     reading: Reading[Example] = settle(examples, opened.name, Tolerance(_data(recipe).tolerance), part)
     if source.limit is not None and source.limit < len(reading.rows):
-        drawn = random.Random(f"limit {recipe.seed}").sample(reading.rows, source.limit)
+        drawn = Random(f"limit {recipe.seed}").sample(reading.rows, source.limit)
         return reading._replace(rows=drawn)
     return reading
 
@@ -84,9 +87,43 @@ def _data(recipe: Recipe) -> DataSection:
 
 
 def _carve(rows: list[Example], share: float, seed: int, where: str) -> tuple[list[Example], list[Example]]:
+    """What is left of the training rows, and validation rows taken from them: about as many as are asked for, because
+    questions about one text and predicates of one sentence stay together."""
     count = round(share * len(rows)) if share < 1 else round(share)
     if not 0 < count < len(rows):
         raise InvalidData(f"{where}: cannot carve {count} validation rows from {len(rows)} training rows")
-    chosen = set(random.Random(f"carve {seed}").sample(range(len(rows)), count))
+    random = Random(f"carve {seed}")
+    groups = list(map(_group, rows))
+    if None in groups:
+        chosen = set(random.sample(range(len(rows)), count))
+    else:
+        carved = _some_groups(groups, count, random)
+        chosen = {index for index, group in enumerate(groups) if group in carved}
+    if len(chosen) == len(rows):
+        raise InvalidData(f"{where}: cannot carve validation rows from {len(rows)} training rows that belong together")
     kept = [row for index, row in enumerate(rows) if index not in chosen]
     return kept, [rows[index] for index in sorted(chosen)]
+
+
+def _group(row: Example) -> int | None:
+    """What a row is no independent draw from; None where it stands for itself."""
+    match row:
+        case QuestionExample():
+            return row.paragraph
+        case PropositionExample():
+            return row.sentence
+        case _:
+            return None
+
+
+def _some_groups(groups: Sequence[int | None], count: int, random: Random) -> set[int | None]:
+    """Groups in seeded order until they hold `count` rows."""
+    sizes = Counter(groups)
+    chosen: set[int | None] = set()
+    held = 0
+    for group in random.sample(list(sizes), len(sizes)):
+        if held >= count:
+            break
+        chosen.add(group)
+        held += sizes[group]
+    return chosen

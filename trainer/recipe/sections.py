@@ -82,7 +82,8 @@ class DataSection(Section):
     test: Source | None = None
     """Rows to report on; never used for any choice. Unset: the validation rows are reported, and the report says so."""
     carve: Annotated[float, Field(gt=0)] = 0.1
-    """Validation rows taken from training when no validation file is given: a share below 1, or a number of rows."""
+    """Validation rows taken from training when no validation file is given: a share below 1, or a number of rows.
+    Questions about one text, and predicates of one sentence, stay together."""
     format: Literal["auto", "tsv", "jsonl", "json", "conll", "squad", "props"] = "auto"
     """`auto` goes by the family: SQuAD for answers, props for roles; for others by the file's ending: .tsv, .jsonl,
     .json, anything else is CoNLL columns."""
@@ -236,8 +237,8 @@ class OptimiserSection(Section):
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Passes over the training rows. Prompts want more than fine-tuning: 10 to 100 on small sets."""
     epoch_rows: Count | None = None
-    """Rows that make an epoch; unset: all. On a large set, after all rows is late to validate for the first time: epochs
-    of so many rows go through the set in turn, and the rate's schedule counts them."""
+    """Rows that make an epoch; unset: all. On a large set, after all rows is late to validate for the first time:
+    epochs of so many rows go through the set in turn, and the rate's schedule counts them."""
     batch_rows: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rows per step; premises with all their choices, where there are choices."""
     schedule: Literal["linear", "exponential", "constant"] = "linear"
