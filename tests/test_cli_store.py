@@ -14,12 +14,14 @@ import pytest
 from prefixbank import cli
 from prefixbank.model_store import artifact
 from prefixbank.model_store.store import Address, PromptStore
-from tests.prompt_cases import make_prompt
+from tests.prompt_cases import make_prompt, make_shallow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from typing import Any
+
+    from prefixbank.model_store.task_prompt import TaskPrompt
 
 TASK = Address("acme", "intents")
 
@@ -52,6 +54,19 @@ def test_publish_prints_the_revision_alone_on_stdout(run: Callable[..., Any], fo
     code, out, err = run("store", "publish", folder, TASK)
     assert (code, out) == (0, artifact.digest(folder) + "\n")
     assert "store promote acme/intents" in err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [(make_prompt(), "5 x 3 layers"), (make_shallow(), "6 before the text")],
+    ids=["deep", "shallow"],
+)
+def test_show_tells_deep_from_shallow(run: Callable[..., Any], tmp_path: Path, prompt: TaskPrompt, told: str) -> None:
+    artifact.write(prompt, tmp_path / "artifact")
+    assert run("store", "publish", tmp_path / "artifact", TASK)[0] == 0
+    assert told in run("store", "show", TASK)[1]
+    shown = json.loads(run("store", "show", TASK, "--json")[1])["revisions"][0]
+    assert (shown["shallow_length"], shown["preprocessing"]["max_tokens"]) == (prompt.shallow_length, 64)
 
 
 def test_publish_and_promote_in_one(run: Callable[..., Any], folder: Path, store: PromptStore) -> None:

@@ -185,6 +185,12 @@ def test_a_long_text_is_answered_without_holding_up_others(tokenizer: TextTokeni
     assert min(_seconds_to_answer(rows, logits) for _ in range(5)) < 0.1
 
 
+def test_no_request_gets_more_than_a_hundred_answers(tokenizer: TextTokenizer) -> None:
+    rows = windows(tokenizer)
+    asked = {"top_k": 10**9, "max_answer_len": 512, "handle_impossible_answer": True}
+    assert len(decode(rows, random_logits(rows, 0), **asked)) == 100
+
+
 def _seconds_to_answer(rows: list[Features], logits: list[np.ndarray]) -> float:
     began = time.perf_counter()
     decode(rows, logits)

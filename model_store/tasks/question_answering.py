@@ -186,12 +186,12 @@ class QuestionAnswering:
     ) -> Answer:
         """The best answers from the logits [T, 2] of one question's windows, as many as asked for."""
         assert isinstance(parameters, QuestionAnsweringParameters)
-        top_k = parameters.top_k or 1
+        top_k = min(parameters.top_k or 1, MAX_BEST)
         found = find_answers(
             logits,
             rows,
             max_answer_tokens=parameters.max_answer_len or self.max_answer_tokens,
-            num_best=min(max(top_k, self.num_best), MAX_BEST),
+            num_best=max(top_k, self.num_best),
             whole_words=bool(parameters.align_to_words),
         )
         choices = list(found.candidates)

@@ -64,6 +64,8 @@ def _revision(record: RevisionRecord) -> dict[str, Any]:
         "labels": list(manifest.labels),
         "prefix_length": manifest.prefix_length,
         "layers": list(manifest.layers),
+        "shallow_length": manifest.shallow_length,
+        "preprocessing": manifest.preprocessing.model_dump(mode="json"),
         "backbone": manifest.backbone.model_dump(mode="json"),
         "metrics": manifest.metrics,
         "created": manifest.provenance.created,
@@ -98,7 +100,8 @@ def _revision_row(record: RevisionRecord) -> tuple[str, ...]:
     manifest = record.manifest
     if manifest is None:
         return (record.revision[:SHORT], published, NOTHING, "(broken)", NOTHING, NOTHING, NOTHING)
-    prefix = f"{manifest.prefix_length} x {len(manifest.layers)} layers" if manifest.layers else "none"
+    deep = f"{manifest.prefix_length} x {len(manifest.layers)} layers"
+    shallow = f"{manifest.shallow_length} before the text" if manifest.shallow_length else "none"
     metrics = ", ".join(f"{name} {number:.4g}" for name, number in sorted(manifest.metrics.items()))
     size = f"{record.num_bytes / 1024:.0f} KiB"
     return (
@@ -107,7 +110,7 @@ def _revision_row(record: RevisionRecord) -> tuple[str, ...]:
         size,
         manifest.family.value,
         str(len(manifest.labels)),
-        prefix,
+        deep if manifest.layers else shallow,
         metrics or NOTHING,
     )
 
