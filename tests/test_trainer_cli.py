@@ -87,3 +87,10 @@ def test_full_fine_tuning_reports_and_makes_no_artifact(run: Run, folder: Path) 
     code, out, _ = run("--set", "method=full", "--set", "dtype=float32")
     assert (code, out) == (0, "")
     assert json.loads((folder / "runs/tiny/report.json").read_text())["trained_share"] > 1
+
+
+def test_a_page_and_scalars_for_tensorboard_lie_beside_the_report(run: Run, folder: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert run("--tensorboard")[0] == 0
+    assert (folder / "runs/tiny/report.html").read_text("utf-8").startswith("<!doctype html>")
+    assert len(list((folder / "runs/tiny/tensorboard").glob("events.*"))) == 1
