@@ -126,6 +126,7 @@ def sweep() -> dict[str, Any]:
         score = 0.80 - 0.06 * abs(math.log10(rate / 0.012)) ** 1.5
         trials.append(_trial(len(trials), settings, 11, score, drawn, "pruned" if score < 0.77 else "complete"))
     trials.append(_trial(len(trials), {"prompt.length": 32, "optimiser.prompt_rate": 2.0}, 11, None, drawn, "failed"))
+    trials[-1]["reason"] = "step 31: found a loss of nan, wanted a finite one"
     report = _report("token-classification", "span_f1", ("span_f1",), 0.8, drawn)
     return {
         "recipe": report["recipe"],

@@ -45,6 +45,18 @@ def test_trials_are_sorted_and_their_states_are_marked(page: str) -> None:
     assert page.count('<tr class="chosen ">') == 2, "the best settings were run with two seeds"
 
 
+def test_a_trial_that_failed_says_why(page: str) -> None:
+    assert "step 31: found a loss of nan, wanted a finite one" in page
+
+
+def test_one_seed_has_no_deviation() -> None:
+    found = sweep()
+    found["best"]["reported"] = {"split": "test", "scores": [0.781], "mean": 0.781, "std": 0.0}
+    page = report.render_sweep(found)
+    assert "one seed" in page
+    assert "<small>" not in page
+
+
 @pytest.mark.parametrize("figure", ["As Figure 3 of", "As Figure 4 of"])
 def test_the_papers_ablations_are_drawn_when_the_trials_hold_them(page: str, figure: str) -> None:
     assert page.count(figure) == 1

@@ -175,6 +175,8 @@ class Trial(_Part):
     seed: int | None = None
     state: str
     """complete, pruned, failed, or what else a sweep says."""
+    reason: str = ""
+    """Why it did not run to its end."""
     score: float | None = None
     """On validation rows; None for a trial that has none."""
     epochs: int | None = None

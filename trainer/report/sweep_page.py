@@ -55,7 +55,7 @@ def _title(sweep: Sweep) -> str:
 
 
 def _facts(sweep: Sweep, trials: Trials) -> list[Fact]:
-    counts = [(trials.count(state), state) for state in ("pruned", "failed")]
+    counts = [(trials.count(state), state) for state in ("pruned", "failed", "running")]
     rest = ", ".join(f"{count} {state}" for count, state in counts if count)
     seconds = sum(trial.seconds or 0.0 for trial in sweep.trials)
     complete = f"{trials.count(COMPLETE)} complete"
