@@ -2,10 +2,10 @@
 
     python -m benchmarks.isolation [--requests 2000] [--dtype float32|bfloat16] [--json FILE]
 
-Publishes random prompts of every family and of lengths that hurt, asks the engine for each answer alone (one request at
-a time, no server), then asks a live server for all of them at once: texts, and questions, premises and sentences whose
-rows land in different batches. Exits with 1 when an answer differs by more than the dtype's tolerance, names a wrong
-revision, or equals another task's answer.
+Publishes random prompts of every family, deep and shallow, of lengths that hurt; asks the engine for each answer alone
+(one request at a time, no server), then a live server for all of them at once: texts, and questions, premises and
+sentences whose rows land in different batches. Exits with 1 when an answer differs by more than the dtype's tolerance,
+names a wrong revision, or equals another task's answer.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ import torch
 from benchmarks.live_server import live_server, report
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.store import PromptStore
+from prefixbank.model_store.task_prompt import Pooler
 from prefixbank.serving.predict import Predictor
 from tests.family_prompts import family_input, family_tasks
 from tests.serving_cases import mixed_tasks
+from tests.shallow_cases import shallow_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from prefixbank.model_store.address import Address
+    from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import TaskPrompt
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -82,11 +85,17 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _publish(store: PromptStore, backbone: Any) -> dict[Address, TaskPrompt]:
-    tasks = mixed_tasks(backbone) | family_tasks(backbone)
+def _publish(store: PromptStore, backbone: Backbone) -> dict[Address, TaskPrompt]:
+    tasks = mixed_tasks(backbone) | family_tasks(backbone) | _servable(shallow_tasks(backbone), backbone)
     for address, prompt in tasks.items():
         store.promote(address, store.publish(address, prompt))
     return tasks
+
+
+def _servable(tasks: dict[Address, TaskPrompt], backbone: Backbone) -> dict[Address, TaskPrompt]:
+    """Without those that read through a masked-LM head, where the backbone has none."""
+    needs = {address for address, prompt in tasks.items() if prompt.head.spec.pooler is Pooler.LM}
+    return tasks if backbone.lm_head else {address: tasks[address] for address in tasks.keys() - needs}
 
 
 def _inputs(asked: Asked, tasks: Mapping[Address, TaskPrompt]) -> object:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prefixbank.model_store.address import Address
 from prefixbank.model_store.task_prompt import AnsweringSpec, Pooler, Preprocessing, RolesSpec, TaskFamily
 from tests.serving_cases import random_prompt
+from tests.shallow_cases import shallow
 
 if TYPE_CHECKING:
     from prefixbank.model_store.backbones.backbone import Backbone
@@ -33,7 +34,7 @@ def family_prompt(
 
 
 def family_tasks(backbone: Backbone) -> dict[Address, TaskPrompt]:
-    """Six tasks of the three families: settings given and left out, poolers of all kinds, lengths that hurt."""
+    """Nine tasks of three families, deep and shallow: settings given and left out, all poolers, lengths that hurt."""
     plain, words = AnsweringSpec(stride=8, num_best=5), RolesSpec(separator="|")
     strict = AnsweringSpec(stride=4, max_answer_tokens=6, null_threshold=0.5)
     backbones = Pooler.BACKBONE if backbone.has_pooler else Pooler.NONE
@@ -44,6 +45,9 @@ def family_tasks(backbone: Backbone) -> dict[Address, TaskPrompt]:
         "stories": family_prompt(backbone, CHOICES, 0, seed=34, pooler=Pooler.OWN),
         "srl": family_prompt(backbone, ROLES, 33, seed=35),
         "frames": family_prompt(backbone, ROLES, 1, seed=36, roles=words, add_prefix_space=True),
+        "squad-shallow": shallow(family_prompt(backbone, QUESTIONS, 0, seed=37), 7),
+        "copa-shallow": shallow(family_prompt(backbone, CHOICES, 0, seed=38, pooler=Pooler.OWN), 16, offset=0),
+        "srl-shallow": shallow(family_prompt(backbone, ROLES, 0, seed=39), 5),
     }
     return {Address("families", name): prompt for name, prompt in tasks.items()}
 
