@@ -62,6 +62,15 @@ def test_family_and_training_data_are_all_a_recipe_needs() -> None:
             {"family": "token-classification", "data": {"train": "x", "max_characters": 9}},
             ["data.max_characters", "token-classification"],
         ),
+        ({"family": "question-answering", "max_tokens": 64}, ["max_tokens", "at least 80"]),
+        (
+            {"family": "question-answering", "answering": {"num_best": 10**6}},
+            ["answering.num_best", "less than or equal"],
+        ),
+        (
+            {"family": "multiple-choice", "data": {"train": "x", "text": [f"c{n}" for n in range(66)]}},
+            ["data.text", "up to 64 choices"],
+        ),
         ({"answering": {"stride": 3}}, ["[answering]", "question-answering"]),
         ({"roles": {"separator": "|"}}, ["[roles]", "semantic-role-labeling"]),
         ({"family": "question-answering", "prompt": {"init": "labels"}}, ["prompt.init", "question-answering"]),
@@ -175,6 +184,13 @@ def test_several_tasks_are_checked_one_by_one(change: dict[str, Any], words: lis
 def test_a_recipe_survives_its_own_json(table: dict[str, Any]) -> None:
     recipe = parse(table)
     assert parse(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_strict_recipe_tolerates_nothing_in_any_data_set() -> None:
+    tasks = {name: {"data": {"train": f"{name}.tsv"}} for name in "ab"}
+    recipe = parse({"family": "text-classification", "tasks": tasks}).strict
+    assert [part.data.tolerance for part in recipe.parts.values() if part.data] == [0, 0]
+    assert parse(SMALL).strict == parse(SMALL | {"data": {"train": "train.tsv", "tolerance": 0}})
 
 
 def test_a_source_is_named_by_its_path_or_place_on_the_hub() -> None:

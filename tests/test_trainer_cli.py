@@ -83,6 +83,18 @@ def test_what_cannot_run_is_refused_in_one_line(run: Run, arguments: list[str], 
     assert err.strip().count("\n") == 0
 
 
+def test_a_bad_row_is_left_out_and_told_unless_the_run_is_strict(run: Run, folder: Path) -> None:
+    with (folder / "rows.jsonl").open("a") as rows:
+        rows.write(json.dumps({"text": "", "label": "short"}) + "\n")
+    code, _, err = run("--strict")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "rows.jsonl:25: text: found '', wanted a text that is not empty" in err
+    assert run("--set", "data.tolerance=0.05")[0] == 0
+    skipped = json.loads((folder / "runs/tiny/report.json").read_text())["skipped"]
+    assert skipped["train"]["rows"] == 1
+    assert ":25: text: found ''" in skipped["train"]["first"]
+
+
 def test_full_fine_tuning_reports_and_makes_no_artifact(run: Run, folder: Path) -> None:
     code, out, _ = run("--set", "method=full", "--set", "dtype=float32")
     assert (code, out) == (0, "")

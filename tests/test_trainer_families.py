@@ -26,7 +26,7 @@ OTHERS = ("film", "quiet", "joy", "dull", "plot", "table", "kitchen", "weather",
 TEMPLATE = {"kind": "verbalizer", "template": "{text} . {mask}", "words": {"no": "dull", "yes": "joys"}}
 COLUMNS = ["premise", "choice1", "choice2"]
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "question-answering": ("f1", {}),
+    "question-answering": ("f1", {"answering": {"max_question_tokens": 8}}),
     "semantic-role-labeling": ("role_f1", {"data": {"layout": "tagged"}}),
     "multiple-choice": ("accuracy", {"data": {"text": COLUMNS}}),
     "text-classification": ("accuracy", {"head": TEMPLATE}),
@@ -73,6 +73,7 @@ def run(family: str, root: Path, out: Path, backbone: Backbone, **changes: Any) 
         "family": family,
         "data": {"train": file, "validation": file, "test": file, **own.get("data", {})},
         "head": {"dropout": 0.0, **own.get("head", {})},
+        "answering": own.get("answering", {}),
         "prompt": {"length": 6},
         "optimiser": {"epochs": 12, "batch_rows": 8, "prompt_rate": 0.05, "head_rate": 0.02},
         "max_tokens": 32,

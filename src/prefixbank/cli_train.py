@@ -42,6 +42,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another value of a field, as in prompt.length=64."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad row, which else is left out and counted.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     publish: Annotated[
         str | None, typer.Option(metavar="TENANT/TASK", help="Publish the artifact in the store under this address.")
@@ -64,6 +67,7 @@ def train(
 
     _need_serving()
     chosen = load(recipe, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
+    chosen = chosen.strict if strict else chosen
     if promote and publish is None:
         raise TrainingError("--promote: found no --publish, wanted one: only what is published can be served")
     address = None if publish is None else _address(publish, chosen)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from prefixbank.model_store.task_prompt import TaskFamily
+from prefixbank.model_store.tasks.multiple_choice import MAX_CHOICES
 from prefixbank.trainer.recipe.sections import (
     AnsweringSection,
     DataSection,
@@ -45,6 +46,8 @@ FORMATS: dict[TaskFamily, tuple[str, ...]] = {
     TaskFamily.MULTIPLE_CHOICE: ("tsv", "jsonl", "json"),
 }
 """What a family's files may be."""
+LEAST_TEXT = 16
+"""Tokens of a window beside the longest question: special ones, and some of the text."""
 SENTENCE_FAMILIES = (TaskFamily.TEXT_CLASSIFICATION, TaskFamily.MULTIPLE_CHOICE)
 """Families whose head reads one pooled state."""
 
@@ -106,6 +109,16 @@ class Recipe(Section):
         }
 
     @property
+    def strict(self) -> Recipe:
+        """The same recipe, but the first bad row of any data set stops the run."""
+        if self.data is not None:
+            return self.model_copy(update={"data": _strict(self.data)})
+        tasks = {
+            name: task.model_copy(update={"data": _strict(task.data)}) for name, task in (self.tasks or {}).items()
+        }
+        return self.model_copy(update={"tasks": tasks})
+
+    @property
     def metric(self) -> str:
         """The selection metric with `auto` resolved."""
         return METRICS[self.family][0] if self.selection.metric == "auto" else self.selection.metric
@@ -116,6 +129,10 @@ class Recipe(Section):
         if self.method not in ("prompt", "shallow"):
             return 0
         return self.prompt.length if self.prompt.position_offset == "length" else self.prompt.position_offset
+
+
+def _strict(data: DataSection) -> DataSection:
+    return data.model_copy(update={"tolerance": 0.0})
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
@@ -149,6 +166,12 @@ def _family_problems(recipe: Recipe) -> Iterator[str]:
         yield f'head.pooler "auto" or "none" for {family}, whose head reads tokens, not "{recipe.head.pooler}"'
     if family != TaskFamily.QUESTION_ANSWERING and recipe.answering != AnsweringSection():
         yield f"[answering] only for question-answering, not for {family}"
+    if (
+        family == TaskFamily.QUESTION_ANSWERING
+        and recipe.max_tokens < recipe.answering.max_question_tokens + LEAST_TEXT
+    ):
+        least = recipe.answering.max_question_tokens + LEAST_TEXT
+        yield f"max_tokens of at least {least} beside answering.max_question_tokens, which leave room for the text"
     if family != TaskFamily.SEMANTIC_ROLES and recipe.roles != RolesSection():
         yield f"[roles] only for semantic-role-labeling, not for {family}"
     if recipe.data is not None:
@@ -163,8 +186,9 @@ def _data_problems(recipe: Recipe, data: DataSection) -> Iterator[str]:
         yield f"data.text with one field of words, not {columns} fields"
     if family == TaskFamily.TEXT_CLASSIFICATION and columns not in (1, 2):
         yield f"data.text with one or two columns, not {columns}"
-    if family == TaskFamily.MULTIPLE_CHOICE and columns < 3:
-        yield f'data.text with the premise and each choice, as ["premise", "choice1", "choice2"], not {list(data.text)}'
+    if family == TaskFamily.MULTIPLE_CHOICE and not 3 <= columns <= MAX_CHOICES + 1:
+        wanted = f'["premise", "choice1", "choice2"] and up to {MAX_CHOICES} choices'
+        yield f"data.text with the premise and each choice, as {wanted}, not {list(data.text)}"
     if data.labels is not None and family in (TaskFamily.QUESTION_ANSWERING, TaskFamily.MULTIPLE_CHOICE):
         yield f"data.labels unset: {family} has none to fix"
     if data.labels is not None and len(set(data.labels)) != len(data.labels):

@@ -10,6 +10,13 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefixbank.model_store.errors import InvalidRecipe
+from prefixbank.model_store.task_prompt import (
+    MAX_ANSWER_TOKENS,
+    MAX_ANSWERING_TOKENS,
+    MAX_BEST,
+    MAX_SEPARATOR_CHARS,
+    MAX_TEMPLATE_CHARS,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, le=10)]
@@ -195,7 +202,7 @@ class HeadSection(Section):
     `auto` takes the backbone's where it has one and `own` where not. Token tasks have none."""
     dropout: Share = 0.1
     """Dropout before the classifier while training, as published."""
-    template: str | None = None
+    template: Annotated[str, Field(max_length=MAX_TEMPLATE_CHARS)] | None = None
     """Verbalizer: text around the inputs, with `{text}`, `{text_pair}` for pairs, and one `{mask}` for the label's
     word, such as "{text} It was {mask}.". Words as the backbone's training texts would put them do best."""
     words: dict[str, str] = Field(default_factory=dict)
@@ -205,13 +212,13 @@ class HeadSection(Section):
 class AnsweringSection(Section):
     """Question answering: windows and spans. The defaults are the published ones; rows are `max_tokens` long."""
 
-    stride: Annotated[int, Field(ge=0)] = 128
+    stride: Annotated[int, Field(ge=0, le=MAX_ANSWERING_TOKENS)] = 128
     """Tokens that neighbouring windows share; at most half of what a window holds of the text."""
-    max_question_tokens: Count = 64
+    max_question_tokens: Annotated[int, Field(ge=1, le=MAX_ANSWERING_TOKENS)] = 64
     """Longer questions are cut."""
-    max_answer_tokens: Count = 30
+    max_answer_tokens: Annotated[int, Field(ge=1, le=MAX_ANSWER_TOKENS)] = 30
     """Longest answer."""
-    num_best: Count = 20
+    num_best: Annotated[int, Field(ge=1, le=MAX_BEST)] = 20
     """Spans that share the probability."""
     unanswerable: bool | Literal["auto"] = "auto"
     """Whether there may be no answer, as in SQuAD 2.0. `auto`: where a training question has none. The threshold is
@@ -221,7 +228,7 @@ class AnsweringSection(Section):
 class RolesSection(Section):
     """Semantic roles: how a predicate is shown."""
 
-    separator: Annotated[str, Field(min_length=1)] = "[SEP]"
+    separator: Annotated[str, Field(min_length=1, max_length=MAX_SEPARATOR_CHARS)] = "[SEP]"
     """Stands between the sentence and its verb. The published runs wrote "[SEP]" for every backbone."""
 
 
