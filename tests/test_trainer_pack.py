@@ -140,6 +140,17 @@ def test_kept_states_are_computed_once(root: Path, backbone: Backbone) -> None:
     assert len(calls) <= trial.steps_per_epoch + 2, "the first epoch and the first validation"
 
 
+def test_short_epochs_take_the_same_steps_and_validate_more_often(root: Path, backbone: Backbone) -> None:
+    steady = {"schedule": "constant", "warmup": 0.0}
+    whole = trial_of(recipe_of(optimiser=steady | {"epochs": 2}), root, backbone)
+    short = trial_of(recipe_of(optimiser=steady | {"epochs": 6, "epoch_rows": 16}), root, backbone)
+    list(Loop(Pack(backbone)).run([whole]))
+    list(Loop(Pack(backbone)).run([short]))
+    assert (whole.state.step, short.state.step) == (12, 12)
+    assert [len(trial.state.curve) for trial in (whole, short)] == [2, 6]
+    assert short.state.curve[-1].validation == whole.state.curve[-1].validation
+
+
 def test_only_prompt_and_head_take_gradients(root: Path, backbone: Backbone) -> None:
     trial = trial_of(recipe_of(), root, backbone)
     share = trial.share()

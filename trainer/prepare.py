@@ -68,7 +68,7 @@ def prepare(recipe: Recipe, root: Path, backbone: Backbone) -> Prepared:
 
 def _prepare(recipe: Recipe, root: Path, backbone: Backbone) -> PreparedPart:
     assert recipe.data is not None, "a part without data. This is a bug."
-    _check_length(recipe, backbone)
+    check_length(recipe, backbone)
     splits = read_splits(recipe, root)
     family = family_for(recipe, backbone, splits.train)
     labels = family.labels(splits.train, recipe.data.labels)
@@ -80,7 +80,12 @@ def _prepare(recipe: Recipe, root: Path, backbone: Backbone) -> PreparedPart:
     return PreparedPart(family, labels, prep, items, splits.files, splits.skipped)
 
 
-def _check_length(recipe: Recipe, backbone: Backbone) -> None:
+def check_length(recipe: Recipe, backbone: Backbone) -> None:
+    """Refuse rows or prompts longer than the backbone reads.
+
+    Raises:
+        TrainingError: they are.
+    """
     most = backbone.max_tokens(recipe.position_offset)
     if recipe.max_tokens > most:
         raise TrainingError(f"max_tokens: found {recipe.max_tokens}, wanted at most {most} on this backbone")

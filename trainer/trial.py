@@ -151,16 +151,26 @@ class Trial:
         self.trained = _trained(modules | dict(backbone_modules or {}))
         self.optimiser = _optimiser(self.trained, recipe.optimiser)
         self._order: list[tuple[Part, list[Item]]] = []
+        self._pass = -1
 
     @property
     def metric(self) -> str:
-        """What validation is judged by: the one part's metric, or the mean of all."""
-        return self.parts[0].family.metric if len(self.parts) == 1 else MEAN
+        """What validation is judged by: the one part's metric, or the mean of all; the loss's own mean is "loss"."""
+        own = self.parts[0].family.metric
+        return own if len(self.parts) == 1 or own == "loss" else MEAN
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps in which every row is met once."""
+        rows = self.recipe.optimiser.batch_rows
+        return sum(math.ceil(len(part.train) / rows) for part in self.parts)
 
     @property
     def steps_per_epoch(self) -> int:
-        rows = self.recipe.optimiser.batch_rows
-        return sum(math.ceil(len(part.train) / rows) for part in self.parts)
+        """A pass, or as many of its steps as the recipe says."""
+        section = self.recipe.optimiser
+        wanted = math.inf if section.epoch_rows is None else math.ceil(section.epoch_rows / section.batch_rows)
+        return int(min(wanted, self.steps_per_pass))
 
     @property
     def num_steps(self) -> int:
@@ -178,9 +188,10 @@ class Trial:
 
     def share(self) -> Share:
         """The next step's items and random numbers; the same until `move` is called."""
-        if not self._order:
-            self._order = _epoch_batches(self.parts, self.recipe, self.state.epoch)
-        part, items = self._order[self.state.batch]
+        number, place = divmod(self.state.step, self.steps_per_pass)
+        if number != self._pass:
+            self._order, self._pass = _pass_batches(self.parts, self.recipe, number), number
+        part, items = self._order[place]
         return Share(part, items, stream_of(self.recipe.seed, self.state.step, self.device))
 
     def move(self, share: Share, loss: float, seconds: float) -> None:
@@ -216,7 +227,6 @@ class Trial:
         state.curve.append(epoch)
         state.train_seconds += state.epoch_seconds
         state.batch, state.loss_sum, state.epoch_seconds = 0, 0.0, 0.0
-        self._order = []
         score = -scores[metric] if metric == "loss" else scores[metric]
         if score > state.best_score:
             state.best_score, state.best_epoch = score, state.epoch
@@ -281,16 +291,16 @@ def _trained(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     return trained
 
 
-def _epoch_batches(parts: Sequence[Part], recipe: Recipe, epoch: int) -> list[tuple[Part, list[Item]]]:
+def _pass_batches(parts: Sequence[Part], recipe: Recipe, turn: int) -> list[tuple[Part, list[Item]]]:
     """Every item once; a batch is of one data set, and data sets take turns in seeded order."""
     rows = recipe.optimiser.batch_rows
     batches: list[tuple[Part, list[Item]]] = []
     for number, part in enumerate(parts):
-        order = epoch_order([item.num_tokens for item in part.train], rows, recipe.seed + number, epoch)
+        order = epoch_order([item.num_tokens for item in part.train], rows, recipe.seed + number, turn)
         batches += [(part, [part.train[index] for index in indices]) for indices in order]
     if len(parts) == 1:
         return batches
-    turns = np.random.default_rng([recipe.seed, epoch, len(parts)]).permutation(len(batches))
+    turns = np.random.default_rng([recipe.seed, turn, len(parts)]).permutation(len(batches))
     return [batches[place] for place in turns]
 
 

@@ -5,19 +5,23 @@ It refuses to know what the fields mean: values of the space are checked where t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from prefixbank.trainer.recipe.sections import Count, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class SearchInterval(Section):
     """Numbers from `low` to `high`, both included."""
 
     low: int | float
+    """The least that is tried."""
     high: int | float
+    """The most that is tried."""
     log: bool = False
     """Even over orders of magnitude. Right for every rate."""
     step: Annotated[int | float, Field(gt=0)] | None = None
@@ -45,8 +49,7 @@ def _kind(found: Any) -> str:
 
 
 Tried = Annotated[
-    Annotated[SearchInterval, Tag("SearchInterval")]
-    | Annotated[tuple[Any, ...], Tag("tuple[]")],
+    Annotated[SearchInterval, Tag("SearchInterval")] | Annotated[tuple[Any, ...], Tag("tuple[]")],
     Discriminator(_kind),
 ]
 

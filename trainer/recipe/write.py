@@ -58,4 +58,7 @@ def _short(table: dict[str, Any]) -> dict[str, Any]:
     if set(table) == {"path"}:
         return table
     found = {name: _short(value) if isinstance(value, dict) else value for name, value in table.items()}
-    return {name: value["path"] if isinstance(value, dict) and set(value) == {"path"} else value for name, value in found.items()}
+    return {
+        name: value["path"] if isinstance(value, dict) and set(value) == {"path"} else value
+        for name, value in found.items()
+    }
