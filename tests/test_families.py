@@ -294,6 +294,29 @@ def test_a_label_that_training_has_not_seen_is_refused_by_place(name: str) -> No
         case.family.items(case.examples, labels, tiny_tokenizer("bert"), case.prep, training=True)
 
 
+@pytest.mark.parametrize("name", ["words", "roles"])
+def test_a_rare_tag_that_training_has_not_seen_counts_as_missed(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    case = case_of(name)
+    odd = replace(case.examples[0], tags=("B-NEW", *case.examples[0].tags[1:]), where="late:9")
+    examples = [*case.examples] * 5 + [odd]
+    items = case.family.items(examples, case.labels, tiny_tokenizer("bert"), case.prep, training=False)
+    assert items[-1].targets[1] == NO_TARGET
+    (message,) = caplog.messages
+    assert message.startswith("late:9: 1 of ")
+    assert "tagged words have tags that training has not (B-NEW): they count as missed" in message
+    scores = case.family.score(right_logits(name, case, items), items, case.labels).metrics
+    assert scores["recall"] < 1
+
+
+def test_tags_of_another_set_of_labels_are_refused_by_place() -> None:
+    case = case_of("words")
+    examples = [WordsExample(("a", "b"), ("B-person", "O"), "late:9")]
+    with pytest.raises(
+        InvalidData, match=r"^late:9: 1 of 1 tagged words .*\(B-person\), wanted those of training: O, B-"
+    ):
+        case.family.items(examples, case.labels, tiny_tokenizer("bert"), case.prep, training=False)
+
+
 def test_a_label_without_a_word_is_refused_by_place() -> None:
     with pytest.raises(InvalidData, match=r"^a:9: found label 'odd', head.words has words for bad, good"):
         case_of("verbalizer").family.labels([TextExample(("x", "y"), "odd", "a:9")], None)

@@ -14,6 +14,9 @@ from prefixbank.model_store.errors import InvalidData, TrainingError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+NUM_NAMED = 12
+"""Labels that a message names."""
+
 
 def sorted_labels(found: Iterable[str]) -> tuple[str, ...]:
     """Labels in order: numbers by size, then texts by letter."""
@@ -43,6 +46,12 @@ def class_of(label: str, classes: Mapping[str, int], where: str) -> int:
         InvalidData: the label is none of the task's.
     """
     if label not in classes:
-        names = ", ".join(classes)
-        raise InvalidData(f"{where}: found label {label!r}, wanted one of the training labels: {names}")
+        raise InvalidData(f"{where}: found label {label!r}, wanted one of the training labels: {named(classes)}")
     return classes[label]
+
+
+def named(labels: Iterable[str]) -> str:
+    """Labels for a message, the first of them where there are many."""
+    names = list(labels)
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(names[:NUM_NAMED]) + more

@@ -15,7 +15,7 @@ from prefixbank.model_store.task_prompt import Preprocessing, RolesSpec
 from prefixbank.model_store.tasks.semantic_roles import VERB, Argument, Predicates, SemanticRoles, arguments_of
 from prefixbank.model_store.tasks.spans import SpanScores, span_scores
 from prefixbank.model_store.tasks.token_classification import first_token_targets
-from prefixbank.trainer.families.classes import class_of, numbered, two_or_more
+from prefixbank.trainer.families.classes import two_or_more
 from prefixbank.trainer.families.confidence import with_calibration
 from prefixbank.trainer.families.encoding import RowEncoder, to_learn_from
 from prefixbank.trainer.families.family import Item, Scores, mean_loss
@@ -27,6 +27,7 @@ from prefixbank.trainer.families.tagging import (
     confidence_of,
     labelled_loss,
     tag_counts,
+    tag_numbers,
     tagged,
     tagging_mistakes,
     tags_of,
@@ -83,12 +84,11 @@ class Roles:
         *,
         training: bool,
     ) -> list[Item]:
-        encoder, classes = RowEncoder(self.task, tokenizer, prep), numbered(labels)
+        encoder, own = RowEncoder(self.task, tokenizer, prep), list(map(_proposition, examples))
         items = []
-        for example in map(_proposition, examples):
+        for example, numbers in zip(own, tag_numbers(own, labels, training=training), strict=True):
             (row,) = encoder.rows(Predicates(example.words, (example.predicate,)), example.where)
-            found = [class_of(tag, classes, example.where) for tag in example.tags]
-            item = Item((row,), first_token_targets(row, found), example)
+            item = Item((row,), first_token_targets(row, numbers), example)
             items.append(to_learn_from(item) if training else item)
         return items
 

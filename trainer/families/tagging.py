@@ -7,6 +7,7 @@ Shape letters: T tokens of a row, K tokens of all rows, C classes.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from itertools import accumulate
 from statistics import fmean
@@ -16,10 +17,12 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from prefixbank.model_store.errors import InvalidData
 from prefixbank.model_store.tasks.semantic_roles import Argument
 from prefixbank.model_store.tasks.spans import OUTSIDE, SpanScores, spans_of
 from prefixbank.model_store.tasks.text_classification import softmax
 from prefixbank.model_store.tasks.token_classification import NO_TARGET, alignment_of
+from prefixbank.trainer.families.classes import class_of, named, numbered
 from prefixbank.trainer.families.confidence import Confidence
 from prefixbank.trainer.families.mistakes import Mark, Mistake
 
@@ -31,12 +34,42 @@ if TYPE_CHECKING:
 
     from prefixbank.model_store.tasks.features import Features
     from prefixbank.trainer.families.family import Item, Logits
+    from prefixbank.trainer.readers.examples import PropositionExample, WordsExample
+
+logger = logging.getLogger(__name__)
+
+UNSEEN_SHARE = 0.1
+"""Of the tagged words of a split that may have tags which training has not: rare ones, not another set of labels."""
 
 
 def tags_of(rows: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """O, then B- and I- of every kind of span that occurs."""
     kinds = {tag[2:] for tags in rows for tag in tags if tag != OUTSIDE}
     return (OUTSIDE, *(f"{mark}-{kind}" for kind in sorted(kinds) for mark in "BI"))
+
+
+def tag_numbers(
+    examples: Sequence[WordsExample | PropositionExample], labels: Sequence[str], *, training: bool
+) -> list[list[int]]:
+    """The class of each word of each example.
+
+    Where it is evaluated, a tag that training has not seen has no class: it counts as missed, and a log line says so.
+
+    Raises:
+        InvalidData: training has such a tag, or so many are there that they look like another set of labels.
+    """
+    classes = numbered(labels)
+    if training:
+        return [[class_of(tag, classes, one.where) for tag in one.tags] for one in examples]
+    unseen = [(tag, one.where) for one in examples for tag in one.tags if tag not in classes]
+    num_tagged = sum(tag != OUTSIDE for one in examples for tag in one.tags)
+    if unseen:
+        kinds = named(sorted({tag for tag, _ in unseen}))
+        found = f"{len(unseen)} of {num_tagged} tagged words have tags that training has not ({kinds})"
+        if len(unseen) > UNSEEN_SHARE * num_tagged:
+            raise InvalidData(f"{unseen[0][1]}: {found}, wanted those of training: {named(classes)}")
+        logger.warning("%s: %s: they count as missed", unseen[0][1], found)
+    return [[classes.get(tag, NO_TARGET) for tag in one.tags] for one in examples]
 
 
 def labelled_loss(logits_KC: Tensor, items: Sequence[Item]) -> Tensor:

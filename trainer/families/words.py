@@ -15,7 +15,7 @@ from prefixbank.model_store.tasks.features import Words
 from prefixbank.model_store.tasks.spans import span_scores
 from prefixbank.model_store.tasks.token_classification import TokenClassification, first_token_targets
 from prefixbank.trainer import metrics
-from prefixbank.trainer.families.classes import class_of, numbered, two_or_more
+from prefixbank.trainer.families.classes import two_or_more
 from prefixbank.trainer.families.confidence import with_calibration
 from prefixbank.trainer.families.encoding import RowEncoder, to_learn_from
 from prefixbank.trainer.families.family import Item, Scores, mean_loss
@@ -29,6 +29,7 @@ from prefixbank.trainer.families.tagging import (
     scores_by_kind,
     span_answers,
     tag_counts,
+    tag_numbers,
     tagged,
     tagging_mistakes,
     tags_of,
@@ -77,12 +78,11 @@ class WordLabels:
         *,
         training: bool,
     ) -> list[Item]:
-        encoder, classes = RowEncoder(self.task, tokenizer, prep), numbered(labels)
+        encoder, own = RowEncoder(self.task, tokenizer, prep), list(map(_words, examples))
         items = []
-        for example in map(_words, examples):
+        for example, numbers in zip(own, tag_numbers(own, labels, training=training), strict=True):
             (row,) = encoder.rows(Words(example.words), example.where)
-            found = [class_of(tag, classes, example.where) for tag in example.tags]
-            item = Item((row,), first_token_targets(row, found), example)
+            item = Item((row,), first_token_targets(row, numbers), example)
             items.append(to_learn_from(item) if training else item)
         return items
 
