@@ -130,6 +130,13 @@ def test_slices_cut_one_file_by_row_order(tmp_path: Path) -> None:
     assert found.test[0].where == "n.tsv:32"
 
 
+def test_test_rows_are_carved_where_there_is_no_test_file(tmp_path: Path) -> None:
+    found = splits(tmp_path, carve=5, carve_test=0.2)
+    assert (len(found.train), len(found.validation), len(found.test)) == (27, 5, 8)
+    assert {row.where for row in found.train}.isdisjoint(row.where for row in [*found.validation, *found.test])
+    assert len(splits(tmp_path, carve=5, carve_test=0.2, test="n.tsv").test) == 40
+
+
 def test_carved_rows_are_no_training_rows_and_follow_the_seed(tmp_path: Path) -> None:
     found = splits(tmp_path, carve=0.25)
     assert len(found.validation) == 10
@@ -138,7 +145,7 @@ def test_carved_rows_are_no_training_rows_and_follow_the_seed(tmp_path: Path) ->
 
 
 def test_carving_everything_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidData, match="cannot carve 40 validation rows from 40"):
+    with pytest.raises(InvalidData, match="cannot carve 40 rows from 40"):
         splits(tmp_path, carve=40)
 
 

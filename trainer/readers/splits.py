@@ -49,8 +49,11 @@ def read_splits(recipe: Recipe, root: Path) -> Splits:
     opened = {name: open_source(source, root) for name, source in data.sources.items()}
     readings = {name: _read(recipe, data.sources[name], opened[name]) for name in opened}
     rows = {name: reading.rows for name, reading in readings.items()}
+    where = data.train.name
+    if "test" not in rows and data.carve_test:
+        rows["train"], rows["test"] = _carve(rows["train"], data.carve_test, f"carve test {recipe.seed}", where)
     if "validation" not in rows:
-        rows["train"], rows["validation"] = _carve(rows["train"], data.carve, recipe.seed, where=data.train.name)
+        rows["train"], rows["validation"] = _carve(rows["train"], data.carve, f"carve {recipe.seed}", where)
     by_name = {data.sources[name].name: one for name, one in opened.items()}
     return Splits(
         rows["train"],
@@ -86,13 +89,13 @@ def _data(recipe: Recipe) -> DataSection:
     return recipe.data
 
 
-def _carve(rows: list[Example], share: float, seed: int, where: str) -> tuple[list[Example], list[Example]]:
-    """What is left of the training rows, and validation rows taken from them: about as many as are asked for, because
+def _carve(rows: list[Example], share: float, seed: str, where: str) -> tuple[list[Example], list[Example]]:
+    """What is left of the training rows, and others taken from them: about as many as are asked for, because
     questions about one text and predicates of one sentence stay together."""
     count = round(share * len(rows)) if share < 1 else round(share)
     if not 0 < count < len(rows):
-        raise InvalidData(f"{where}: cannot carve {count} validation rows from {len(rows)} training rows")
-    random = Random(f"carve {seed}")
+        raise InvalidData(f"{where}: cannot carve {count} rows from {len(rows)} training rows")
+    random = Random(seed)
     groups = list(map(_group, rows))
     if None in groups:
         chosen = set(random.sample(range(len(rows)), count))
@@ -100,7 +103,7 @@ def _carve(rows: list[Example], share: float, seed: int, where: str) -> tuple[li
         carved = _some_groups(groups, count, random)
         chosen = {index for index, group in enumerate(groups) if group in carved}
     if len(chosen) == len(rows):
-        raise InvalidData(f"{where}: cannot carve validation rows from {len(rows)} training rows that belong together")
+        raise InvalidData(f"{where}: cannot carve rows from {len(rows)} training rows that belong together")
     kept = [row for index, row in enumerate(rows) if index not in chosen]
     return kept, [rows[index] for index in sorted(chosen)]
 

@@ -91,6 +91,9 @@ class DataSection(Section):
     carve: Annotated[float, Field(gt=0)] = 0.1
     """Validation rows taken from training when no validation file is given: a share below 1, or a number of rows.
     Questions about one text, and predicates of one sentence, stay together."""
+    carve_test: Annotated[float, Field(ge=0)] = 0.0
+    """Test rows taken from training, likewise, when no test file is given. What many settings were chosen on flatters
+    them: carve some where a sweep would have nothing else to report."""
     format: Literal["auto", "tsv", "jsonl", "json", "conll", "squad", "props"] = "auto"
     """`auto` goes by the family: SQuAD for answers, props for roles; for others by the file's ending: .tsv, .jsonl,
     .json, anything else is CoNLL columns."""
