@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from prefixbank.model_store.address import Address
 from prefixbank.model_store.backbones.load import load_backbone
+from prefixbank.model_store.task_prompt import Pooler
 from prefixbank.serving.memory_store import MemoryStore
 from prefixbank.serving.service import Service
 from tests.family_prompts import CHOICES, QUESTIONS, ROLES, family_prompt
 from tests.serving_cases import TEXT, TOKENS, random_prompt
+from tests.shallow_cases import shallow, verbalized
 from tests.tiny import tiny_backbone_folder
 from tests.wire_cases import client, is_refusal
 
@@ -36,7 +38,8 @@ TASKS = {
     Address("acme", "copa"): CHOICES,
     Address("acme", "srl"): ROLES,
 }
-MODELS = tuple(f"/models/{address}" for address in TASKS)
+BY_WORDS = Address("acme", "words")
+MODELS = tuple(f"/models/{address}" for address in (*TASKS, BY_WORDS))
 PATHS = (
     "/",
     "/health",
@@ -114,6 +117,7 @@ class Wire(NamedTuple):
 def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
     backbone = load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("tiny"), "bert")))
     prompts = {address: prompt_of(backbone, family) for address, family in TASKS.items()}
+    prompts[BY_WORDS] = shallow(verbalized(backbone, prompts[Address("acme", "sentiment")], Pooler.NONE), 5)
     with Service(backbone, MemoryStore(prompts)) as service, asyncio.Runner() as runner:
         http = client(service, max_body_bytes=MAX_BODY)
 
@@ -186,5 +190,5 @@ def test_a_valid_request_is_answered_beside_all_this(wire: Wire) -> None:
     response = wire.request("POST", "/models/acme/sentiment", json={"inputs": "the film was a quiet joy"})
     assert response.status_code == 200
     assert len(response.json()[0]) == 3
-    for path, body in zip(MODELS[2:], VALID[1:], strict=True):
+    for path, body in zip(MODELS[2:], (*VALID[1:], VALID[0]), strict=True):
         assert wire.request("POST", path, content=body).status_code == 200
