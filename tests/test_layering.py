@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "trainer": {"kernels", "model_store", "trainer"},
 }
 ONLY_IN = {
+    "datasets": ("trainer/readers/hub.py",),
     "ray": ("serving/replica.py", "serving/app.py"),
     "triton": ("kernels/gpu/*",),
     "transformers": ("model_store/backbones/*", "model_store/tasks/*", "serving/encoding.py", "trainer/*"),
