@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from typing import TYPE_CHECKING
 
@@ -132,3 +133,15 @@ def test_the_first_interruption_asks_and_the_second_insists() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, {"now.a": torch.ones(2)}, {"step": 1})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "replace_file", full)
+    with pytest.raises(TrainingError, match=r"No space left on device.*--resume continues from the one before"):
+        checkpoint.save(tmp_path, {"now.a": torch.zeros(2)}, {"step": 2})
+    assert checkpoint.load(tmp_path).state == {"step": 1}

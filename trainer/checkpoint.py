@@ -35,11 +35,20 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Replace the folder's checkpoint; a crash at any moment leaves the old or the new one whole."""
+    """Replace the folder's checkpoint; a crash at any moment leaves the old or the new one whole.
+
+    Raises:
+        TrainingError: it cannot be written; an older one is still whole.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = safetensors.torch.save(whole, {_KEY: json.dumps(state)})
-    replace_file(folder / FILE, [content], staging=folder)
-    sync_folder(folder)
+    try:
+        replace_file(folder / FILE, [content], staging=folder)
+        sync_folder(folder)
+    except OSError as error:
+        left = "--resume continues from the one before" if (folder / FILE).exists() else "there is none before it"
+        problem = f"found no way to write {len(content):,} bytes ({error.strerror})"
+        raise TrainingError(f"{folder / FILE}: {problem}, wanted a checkpoint: {left}") from error
 
 
 def load(folder: Path) -> Checkpoint:
