@@ -62,7 +62,7 @@ class Loop:
                     return
                 self._stop_if(asked)
                 if not any(trial.state.finished for trial in self.running):
-                    self._step()
+                    self.step()
                     self._close_epochs()
                 yield from self._ended()
                 self._save_sometimes()
@@ -72,7 +72,7 @@ class Loop:
             trial.display.start(trial.num_steps, trial.state.step)
             self.running.append(trial)
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One step of every running trial."""
         began = time.perf_counter()
         shares = [trial.share() for trial in self.running]
