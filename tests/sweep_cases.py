@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefixbank.trainer.recipe import Recipe, parse
 from prefixbank.trainer.sweep import Job, sweep
+from prefixbank.trainer.sweep.trial_display import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from prefixbank.model_store.backbones.backbone import Backbone
@@ -53,43 +53,42 @@ def recipe_of(**changes: Any) -> Recipe:
     return parse(table)
 
 
-class Quiet:
-    """A sweep's display that shows nothing, and counts what it is told.
+class Quiet(Silent):
+    """Shows nothing, and counts what it is told.
 
     Args:
         interrupt_after: epochs of all trials after which the process gets SIGTERM.
+        clock: a clock that each epoch moves on.
     """
 
-    def __init__(self, interrupt_after: int | None = None) -> None:
+    def __init__(self, interrupt_after: int | None = None, clock: Clock | None = None) -> None:
         self.interrupt_after = interrupt_after
+        self.clock = clock
         self.epochs = 0
-        self.ends: dict[int, tuple[str, float | None]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def start(self, num_trials: int | None) -> None:
-        pass
-
-    def trial(self, number: int, settings: Mapping[str, Any], state: str) -> None:
-        pass
 
     def epoch(self, number: int, epoch: Epoch, metric: str, best: float) -> None:
         self.epochs += 1
+        if self.clock is not None:
+            self.clock.now += self.clock.epoch_s
         if self.epochs == self.interrupt_after:
             signal.raise_signal(signal.SIGTERM)
 
-    def end(self, number: int, state: str, score: float | None) -> None:
-        self.ends[number] = (state, score)
+
+class Clock:
+    """Time that passes by so many seconds an epoch."""
+
+    def __init__(self, epoch_s: float) -> None:
+        self.epoch_s = epoch_s
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def swept(recipe: Recipe, root: Path, out: Path, backbone: Backbone, **options: Any) -> Result:
     """The sweep of one recipe."""
     assert recipe.sweep is not None
     quiet = options.pop("display", None) or Quiet()
-    job = Job("texts", recipe, root, out, recipe.sweep.trials)
+    job = Job("texts", recipe, root, out, None if "limit" in options else recipe.sweep.trials)
     [result] = sweep([job], backbone, show=lambda _: quiet, **options)
     return result

@@ -15,8 +15,9 @@ from prefixbank.model_store.errors import InvalidRecipe, TrainingError, Training
 from prefixbank.trainer.recipe import load
 from prefixbank.trainer.report import render_sweep
 from prefixbank.trainer.run import train
-from prefixbank.trainer.sweep import Job, sweep
-from tests.sweep_cases import Quiet, recipe_of, swept, write_texts
+from prefixbank.trainer.sweep import Job, TimeLimit, sweep
+from prefixbank.trainer.sweep.speed import Speed
+from tests.sweep_cases import Clock, Quiet, recipe_of, swept, write_texts
 from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
@@ -141,6 +142,21 @@ def test_a_sweep_in_which_all_fails_says_why(root: Path, tmp_path: Path, backbon
     recipe = recipe_of(sweep={"space": {"prompt.layers": [[7], [8]]}, "trials": 2})
     with pytest.raises(TrainingError, match=r"no trial of 2 has a score\. First: .*found layer"):
         swept(recipe, root, tmp_path, backbone)
+
+
+@pytest.mark.parametrize(("seconds", "pruner"), [(60, "median"), (150, "halving"), (400, "median")])
+def test_a_sweep_is_done_in_its_time(
+    seconds: float, pruner: str, root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    clock = Clock(epoch_s=4.0)
+    tokens = 4.0 / 500  # about as slow as the clock: an epoch has some 400 tokens, and 400 to validate
+    recipe = recipe_of(optimiser={"epochs": 4}, sweep={"pruner": pruner, "together": 4})
+    options = {"limit": TimeLimit(seconds, 0.0, clock), "speed": Speed(tokens, tokens / 10)}
+    swept(recipe, root, tmp_path, backbone, display=Quiet(clock=clock), **options)
+    trials = record_in(tmp_path)["trials"]
+    assert 0.5 * seconds <= clock.now <= seconds, "what follows the last epoch takes none of this clock's time"
+    assert any(trial["state"] == "complete" for trial in trials)
+    assert not any(trial["state"] == "failed" for trial in trials)
 
 
 def test_recipes_that_share_a_backbone_are_swept_together(root: Path, tmp_path: Path, backbone: Backbone) -> None:

@@ -56,7 +56,9 @@ def test_pruners_by_name() -> None:
 def test_expected_epochs_follow_the_rungs() -> None:
     assert expected_epochs(Halving((1, 2, 4)), 0, 8) == pytest.approx(1 + 1 / 2 + 2 / 4 + 4 / 8)
     assert expected_epochs(Halving((1, 2, 4)), 4, 8) == 4
-    assert expected_epochs(Never(), 3, 8) == 5
+    assert expected_epochs(Halving((1, 2, 4)), 0, 8, trials=8, least=1) == 8 + 4 + 2 * 2 + 4
+    assert expected_epochs(Halving((1, 2, 4)), 0, 8, trials=4, least=1) == 4 + 2 + 6
+    assert expected_epochs(Never(), 3, 8, trials=2) == 10
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1.5m", 90)])

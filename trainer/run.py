@@ -86,7 +86,7 @@ def train(
         TrainingInterrupted: Ctrl-C or SIGTERM; `resume` continues.
         ServingMismatch: the served logits differ from the trained ones; no artifact is left behind.
     """
-    backbone = backbone or _load(recipe, torch.device(device))
+    backbone = backbone or backbone_for(recipe, torch.device(device))
     prepared = prepare(recipe, root, backbone)
     out.mkdir(parents=True, exist_ok=True)
     trial, pack = build(recipe, backbone, prepared, root=root, folder=out, display=display or LogDisplay())
@@ -99,6 +99,16 @@ def train(
     trained = finish(pack, trial, prepared, out, verify)
     checkpoint.remove(out)
     return trained
+
+
+def backbone_for(recipe: Recipe, device: torch.device) -> Backbone:
+    """The recipe's backbone in the recipe's arithmetic.
+
+    Raises:
+        BackboneError: it cannot be loaded.
+    """
+    dtype = torch.float32 if recipe.method == "full" else precision_of(recipe, device)
+    return load_backbone(recipe.backbone, dtype=dtype, device=device)
 
 
 def finish(pack: Pack, trial: Trial, prepared: Prepared, out: Path, verify: Verify | None) -> Trained:
@@ -139,8 +149,3 @@ def _store(prompt: TaskPrompt, folder: Path) -> str:
     if folder.exists():
         shutil.rmtree(folder)
     return artifact.write(prompt, folder)
-
-
-def _load(recipe: Recipe, device: torch.device) -> Backbone:
-    dtype = torch.float32 if recipe.method == "full" else precision_of(recipe, device)
-    return load_backbone(recipe.backbone, dtype=dtype, device=device)

@@ -14,6 +14,7 @@ from prefixbank.cli_formats import export, import_
 from prefixbank.cli_report import report
 from prefixbank.cli_serve import predict, serve
 from prefixbank.cli_store import store
+from prefixbank.cli_sweep import sweep
 from prefixbank.cli_train import train
 from prefixbank.model_store.errors import PrefixbankError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(sweep)
 app.command()(report)
 app.add_typer(store, name="store")
 app.command()(serve)

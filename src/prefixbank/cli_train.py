@@ -1,58 +1,59 @@
-"""`prefixbank train`: a recipe to an artifact and a report, checked by the serving engine, published when asked.
+"""`prefixbank train`: a recipe, or rows alone, to an artifact and a report, published when asked.
 
-The artifact's folder goes to stdout, all else to stderr. It puts trainer and serving together, which do not know
-each other; it refuses to know how either works.
+The artifact's folder goes to stdout, all else to stderr. It refuses to know how trainer and serving work.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefixbank import cli_training as training
+from prefixbank.cli_training import served_logits
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from prefixbank.model_store.address import Address
-    from prefixbank.model_store.backbones.backbone import Backbone
-    from prefixbank.model_store.task_prompt import TaskPrompt
-    from prefixbank.model_store.tasks.features import Features
     from prefixbank.trainer.progress import Display
-    from prefixbank.trainer.recipe import Recipe
-    from prefixbank.trainer.run import Trained
 
-INTERRUPTED = 130
-DEFAULT_STORE = Path("store")
+__all__ = ["served_logits", "train"]
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="TOML file; its paths are relative to its own folder.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="TOML file; its paths are relative to its own folder. Or say --data.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Rows to learn from, instead of a recipe: settings are searched within --budget."),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="What the task answers, with --data.", show_default="guessed from the rows")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="Rows to choose on, with --data.", show_default="a part of --data")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Rows to report on, with --data.", show_default="a part of --data")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Folder, hub id or minilm, with --data.", show_default="minilm")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Be done in 90s, 20m, 1h, with --data.", show_default="5m")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for artifact, report and checkpoint.", show_default="runs/RECIPE")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its checkpoint.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value of a field, as in prompt.length=64."),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first bad row, which else is left out and counted.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    publish: Annotated[
-        str | None, typer.Option(metavar="TENANT/TASK", help="Publish the artifact in the store under this address.")
-    ] = None,
-    store: Annotated[
-        Path, typer.Option(envvar="PREFIXBANK_STORE", help="The store's folder, for --publish.", show_default="store")
-    ] = DEFAULT_STORE,
-    promote: Annotated[bool, typer.Option("--promote", help="Serve what --publish published: make it live.")] = False,
+    seed: training.SeedOption = None,
+    settings: training.SetOption = None,
+    strict: training.StrictOption = False,
+    device: training.DeviceOption = "auto",
+    publish: training.PublishOption = None,
+    store: training.StoreOption = training.DEFAULT_STORE,
+    promote: training.PromoteOption = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard beside the report.")
     ] = False,
@@ -60,76 +61,42 @@ def train(
     """Train a task prompt. The serving engine answers the reported rows once more: a mismatch is refused.
 
     Example: `prefixbank train examples/recipes/intents.toml --publish shop/intents --promote`
+
+    Without a recipe: `prefixbank train --data reviews.tsv --budget 5m` guesses the columns and finds settings.
     """
-    from prefixbank.model_store.errors import TrainingError, TrainingInterrupted
+    began = time.monotonic()
+    from prefixbank.cli_data import Without, train_within
     from prefixbank.trainer import run
     from prefixbank.trainer.recipe import load
 
-    _need_serving()
-    chosen = load(recipe, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
+    training.need_serving()
+    overrides = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
+    without = Without(data, family, validation, test, backbone, budget)
+    if without.check(recipe):
+        to_publish = training.Asked(publish, store, promote)
+        train_within(without, began, overrides, out, to_publish, resume=resume, strict=strict, device=device)
+        return
+    assert recipe is not None, "neither recipe nor data is refused. This is a bug."
+    chosen = load(recipe, overrides)
     chosen = chosen.strict if strict else chosen
-    if promote and publish is None:
-        raise TrainingError("--promote: found no --publish, wanted one: only what is published can be served")
-    address = None if publish is None else _address(publish, chosen)
+    publication = training.Asked(publish, store, promote).for_artifacts(list(chosen.parts), [chosen])
     folder = out or Path("runs") / recipe.stem
     display = _display(folder, tensorboard)
-    _log_to_stderr()
-    try:
+    training.log_to_stderr()
+    with training.interruptible():
         trained = run.train(
             chosen,
             folder,
             root=recipe.parent,
-            device=_device(device),
+            device=training.device_of(device),
             verify=served_logits,
             resume=resume,
             display=display,
         )
-    except TrainingInterrupted as stop:
-        typer.echo(f"prefixbank: {stop}", err=True)
-        raise typer.Exit(INTERRUPTED) from stop
-    _summarise(trained.report)
-    if trained.folder is not None:
-        typer.echo(trained.folder)
-    if address is not None:
-        _publish(trained, address, store, promote)
-
-
-def served_logits(prompt: TaskPrompt, rows: Sequence[Features], backbone: Backbone) -> Sequence[NDArray[np.float32]]:
-    """What the serving engine computes for rows of a prompt that is in no store."""
-    from prefixbank.serving.predict import Predictor
-
-    with Predictor(backbone, {}) as predictor:
-        return predictor.logits(prompt, rows)
-
-
-def _need_serving() -> None:
-    """Refuse before training what could not be checked after it."""
-    from prefixbank.model_store.errors import TrainingError
-
-    try:
-        import prefixbank.serving.predict  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        raise TrainingError(
-            f"the check by the serving engine lacks {error.name}: pip install prefixbank[train]"
-        ) from error
-
-
-def _address(text: str, recipe: Recipe) -> Address:
-    """Validated before anything is trained."""
-    from prefixbank.model_store.address import Address
-    from prefixbank.model_store.errors import TrainingError
-
-    if recipe.method == "full":
-        raise TrainingError('--publish: found method "full", wanted "prompt" or "head": fine-tuning makes no artifact')
-    return Address.parse(text)
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    if asked != "auto":
-        return asked
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    training.summarise(trained)
+    for name, artifact in trained.folders.items():
+        typer.echo(artifact)
+        publication.publish(name, artifact)
 
 
 def _display(folder: Path, tensorboard: bool) -> Display:
@@ -138,38 +105,3 @@ def _display(folder: Path, tensorboard: bool) -> Display:
     from prefixbank.trainer.tensorboard import FOLDER, TensorBoardDisplay
 
     return Displays(display_for_terminal(), *([TensorBoardDisplay(folder / FOLDER)] if tensorboard else []))
-
-
-def _log_to_stderr() -> None:
-    """Epochs as lines where there is no bar."""
-    if not sys.stderr.isatty():
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("prefixbank.trainer").setLevel(logging.INFO)
-
-
-def _summarise(report: dict[str, Any]) -> None:
-    split, metric = report["reported_split"], report["selection"]["metric"]
-    interval = report["confidence"]["intervals"][split].get(metric)
-    doubt = "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})"
-    _remark(f"{split} {metric} {report['metrics'][split][metric]:.4f}{doubt}, epoch {report['selection']['epoch']}")
-    seconds, share = report["train_seconds"], report["trained_share"]
-    _remark(f"{report['trained_parameters']:,} trained parameters ({share:.2%} of the backbone) in {seconds:.0f} s")
-    check = report.get("serving_check")
-    if check is not None:
-        _remark(f"served: {metric} {check['served']:.4f}, logits {check['logit_distance']:.1e} apart")
-
-
-def _publish(trained: Trained, address: Address, path: Path, promote: bool) -> None:
-    from prefixbank.model_store.store import PromptStore
-
-    assert trained.folder is not None, "a run without artifact is refused before training. This is a bug."
-    prompts = PromptStore(path)
-    revision = prompts.publish(address, trained.folder)
-    _remark(f"published {address} {revision[:12]} in {path}")
-    if promote:
-        prompts.promote(address, revision)
-        _remark(f"{address}: live is {revision[:12]}")
-
-
-def _remark(text: str) -> None:
-    typer.echo(text, err=True)

@@ -31,7 +31,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRecipe(f"{path}: found no TOML: {error}") from error
     for override in overrides:
-        _apply(table, override)
+        apply_override(table, override)
     return parse(table, str(path))
 
 
@@ -42,6 +42,26 @@ def parse(table: dict[str, Any], where: str = "recipe") -> Recipe:
     except ValidationError as error:
         lines = "; ".join(_sentence(dict(fault)) for fault in error.errors(include_url=False))
         raise InvalidRecipe(f"{where}: {lines}") from error
+
+
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Set a field of a recipe's table: `section.field=value`, with a TOML value or a bare word.
+
+    Raises:
+        InvalidRecipe: it is not of this form.
+    """
+    key, equals, value = override.partition("=")
+    *sections, name = key.strip().split(".")
+    if not equals or not all([*sections, name]):
+        raise InvalidRecipe(f"override: found {override!r}, wanted section.field=value")
+    for section in sections:
+        inner = table.setdefault(section, {})
+        if section in _SPLITS and isinstance(inner, str):
+            inner = table[section] = {"path": inner}  # a plain string is a source's path
+        if not isinstance(inner, dict):
+            raise InvalidRecipe(f"override {override!r}: {section} is a value, wanted a section")
+        table = inner
+    table[name] = _toml_value(value.strip())
 
 
 def _sentence(fault: dict[str, Any]) -> str:
@@ -66,21 +86,6 @@ def _is_branch(part: str) -> bool:
 
 
 _SPLITS = ("train", "validation", "test")
-
-
-def _apply(table: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    *sections, name = key.strip().split(".")
-    if not equals or not all([*sections, name]):
-        raise InvalidRecipe(f"override: found {override!r}, wanted section.field=value")
-    for section in sections:
-        inner = table.setdefault(section, {})
-        if section in _SPLITS and isinstance(inner, str):
-            inner = table[section] = {"path": inner}  # a plain string is a source's path
-        if not isinstance(inner, dict):
-            raise InvalidRecipe(f"override {override!r}: {section} is a value, wanted a section")
-        table = inner
-    table[name] = _toml_value(value.strip())
 
 
 def _toml_value(text: str) -> Any:

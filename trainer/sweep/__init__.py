@@ -6,7 +6,7 @@ are behind or out of time, `finals` runs the best, `sweep` puts them together.
 
 from prefixbank.trainer.sweep.finals import Result
 from prefixbank.trainer.sweep.search import Job
-from prefixbank.trainer.sweep.sweep import BEST_FILE, sweep
+from prefixbank.trainer.sweep.sweep import sweep
 from prefixbank.trainer.sweep.time_limit import TimeLimit, seconds_of
 
-__all__ = ["BEST_FILE", "Job", "Result", "TimeLimit", "seconds_of", "sweep"]
+__all__ = ["Job", "Result", "TimeLimit", "seconds_of", "sweep"]

@@ -113,10 +113,14 @@ def pruner_of(name: str, epochs: int) -> Pruner:
     return Never()
 
 
-def expected_epochs(pruner: Pruner, done: int, epochs: int) -> float:
-    """How many more epochs a trial will run after `done` of `epochs`, on average over those as far as it."""
-    total, chance = 0.0, 1.0
+def expected_epochs(pruner: Pruner, done: int, epochs: int, trials: int = 1, least: int = 0) -> float:
+    """How many more epochs some trials will run, all together, that have `done` of `epochs` behind them.
+
+    Args:
+        least: how many of them will run to the end whatever happens: 1 where the leader is among them.
+    """
+    total, alive = 0.0, float(trials)
     for epoch in range(done + 1, epochs + 1):
-        total += chance
-        chance *= pruner.survival(epoch)
+        total += alive
+        alive = max(alive * pruner.survival(epoch), least)
     return total

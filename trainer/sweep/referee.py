@@ -6,6 +6,7 @@ It judges by validation scores alone. It refuses to know how trials are chosen a
 from __future__ import annotations
 
 import logging
+import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefixbank.trainer.sweep.pruning import expected_epochs
@@ -107,12 +108,13 @@ class Referee:
 
     def _foreseen(self, alive: Sequence[Running]) -> float:
         """Seconds until the last of these ends: the best of each search in full, the others as they are pruned."""
-        leaders = {id(one.search): one for one in sorted(alive, key=lambda one: one.score)}
+        leaders = {id(one.search): one.trial for one in sorted(alive, key=lambda one: one.score)}
         total = 0.0
-        for one in alive:
-            epochs, done = one.trial.recipe.optimiser.epochs, one.trial.state.epoch
-            left = epochs - done if leaders[id(one.search)] is one else expected_epochs(one.search.pruner, done, epochs)
-            total += left * self._epoch_seconds(one.search, one.trial)
+        for search, done in {(one.search, one.trial.state.epoch): None for one in alive}:
+            alike = [one.trial for one in alive if one.search is search and one.trial.state.epoch == done]
+            least = int(leaders[id(search)] in alike)
+            epochs = expected_epochs(search.pruner, done, search.base.optimiser.epochs, len(alike), least)
+            total += epochs * statistics.fmean(self._epoch_seconds(search, trial) for trial in alike)
         return total
 
     def _reserve(self) -> float:

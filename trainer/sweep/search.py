@@ -54,6 +54,8 @@ class Job(NamedTuple):
     out: Path
     most: int | None
     """Trials in all; None where only time ends the sweep."""
+    best_file: str = "best.toml"
+    """The recipe of the best settings, in `out`."""
 
 
 class Search:

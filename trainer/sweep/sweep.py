@@ -21,10 +21,11 @@ from prefixbank.trainer.sweep.referee import Referee, Timekeeper
 from prefixbank.trainer.sweep.search import Search
 from prefixbank.trainer.sweep.speed import measure
 from prefixbank.trainer.sweep.time_limit import Pace
-from prefixbank.trainer.sweep.trial_display import TrialDisplay
+from prefixbank.trainer.sweep.trial_display import Silent, TrialDisplay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.trainer.build import Built
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
     Show = Callable[[str], SweepDisplay]
     """A display for what is named so."""
-
-BEST_FILE = "best.toml"
 
 
 def sweep(
@@ -75,7 +74,7 @@ def sweep(
             search.display.start(search.job.most)
         if limit is not None and speed is None:
             speed = measured_speed(searches[0])
-        referee = Referee(searches, Pace(), limit, speed)
+        referee = Referee(searches, _pace(limit), limit, speed)
         _search(searches, referee)
     return _conclude(searches, referee, show, verify)
 
@@ -137,20 +136,26 @@ def _conclude(searches: Sequence[Search], referee: Referee, show: Show, verify: 
 
         def supply() -> Iterator[Built]:
             for search in searches:
-                display = shown.enter_context(show(f"{search.job.name}, best settings"))
-                display.start(search.section.seeds)
+                display = shown.enter_context(_display_of_seeds(search, show))
                 for built in seeds_of(search, display):
                     finals[search.job.name].append(built)
                     trials.append(built.trial)
                     yield built
 
-        timekeeper = Timekeeper(trials, Pace(), referee.limit, closing_s)
+        timekeeper = Timekeeper(trials, _pace(referee.limit), referee.limit, closing_s)
         try:
             for trial in _run(supply(), searches, timekeeper):
                 _tell_end(trial)
         except TrainingInterrupted as stop:
             raise _interrupted(searches) from stop
     return [_write(search, conclude_search(search, finals[search.job.name], verify)) for search in searches]
+
+
+def _display_of_seeds(search: Search, show: Show) -> SweepDisplay:
+    """Nothing is to be seen where the one seed has been trained already."""
+    display = show(f"{search.job.name}, best settings") if search.section.seeds > 1 else Silent()
+    display.start(search.section.seeds)
+    return display
 
 
 def _tell_end(trial: Trial) -> None:
@@ -161,18 +166,19 @@ def _tell_end(trial: Trial) -> None:
 
 def _write(search: Search, result: Result) -> Result:
     out = search.job.out
-    write(moved(result.recipe, search.job.root, out), out / BEST_FILE, _comment(search, result))
+    path = out / search.job.best_file
+    write(moved(result.recipe, search.job.root, out), path, _comment(search, result, path))
     report.write_sweep(record_of(search, result), out)
     forget(search)
     return result
 
 
-def _comment(search: Search, result: Result) -> str:
+def _comment(search: Search, result: Result, path: Path) -> str:
     seeds = f"over {len(result.seeds)} seeds" if len(result.seeds) > 1 else "of one seed"
     return (
         f"The best of {len(search.records)} trials by validation {search.metric}.\n"
         f"{result.split} {search.metric} {result.mean:.4f} +- {result.std:.4f} {seeds}; this one's artifact was kept.\n"
-        f"Train it again: prefixbank train {search.job.out / BEST_FILE}"
+        f"Train it again: prefixbank train {path}"
     )
 
 
@@ -185,6 +191,10 @@ def _run(supply: Iterable[Built], searches: Sequence[Search], judge: Callable[[T
     together = max(search.section.together for search in searches)
     loop = Loop(searches[0].pack, most_trials=together, judge=judge)
     yield from loop.run(map(operator.attrgetter("trial"), supply))
+
+
+def _pace(limit: TimeLimit | None) -> Pace:
+    return Pace() if limit is None else Pace(limit.clock)
 
 
 def _check_shared(jobs: Sequence[Job]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prefixbank.model_store.errors import TrainingError
@@ -31,6 +31,10 @@ class TimeLimit:
     def starting_now(cls, seconds: float, clock: Callable[[], float] = time.monotonic) -> TimeLimit:
         """A limit of so many seconds from now."""
         return cls(seconds, clock(), clock)
+
+    def shortened(self, spent: float) -> TimeLimit:
+        """With less time, because some was spent before; a tenth is always left."""
+        return replace(self, seconds=max(self.seconds - spent, self.seconds / 10))
 
     @property
     def left(self) -> float:

@@ -1,17 +1,41 @@
-"""What the display of a sweep is told by one of its trials.
+"""What the display of a sweep is told by one of its trials; and a display that shows nothing.
 
 It refuses to know where it is shown.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from prefixbank.trainer.sweep.record import COMPLETE, FAILED, score_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prefixbank.trainer.sweep_display import SweepDisplay
     from prefixbank.trainer.trial import Epoch, Trial
+
+
+class Silent:
+    """A sweep's display that shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, num_trials: int | None) -> None:
+        pass
+
+    def trial(self, number: int, settings: Mapping[str, Any], state: str) -> None:
+        pass
+
+    def epoch(self, number: int, epoch: Epoch, metric: str, best: float) -> None:
+        pass
+
+    def end(self, number: int, state: str, score: float | None) -> None:
+        pass
 
 
 class TrialDisplay:

@@ -1,0 +1,173 @@
+"""Guessing: what the columns of a file mean, by their names and what stands in them. What is not plain is refused.
+
+It refuses to know how files are read, what there is time for and what is tried.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from prefixbank.model_store.errors import InvalidData
+from prefixbank.model_store.task_prompt import TaskFamily
+from prefixbank.model_store.tasks.multiple_choice import CONNECTORS
+from prefixbank.trainer.defaults.names import IDS, LABELS, PAIRS, PREMISES, SINGLES, TAGS, WEAK_LABELS, WORDS
+from prefixbank.trainer.defaults.sniff import Columns, Props, Questions, Table, sniff
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from prefixbank.trainer.defaults.sniff import Found
+
+MOST_LABELS = 200
+RARE = 0.6
+"""Where one label has this share of the rows, accuracy would choose a prompt that says nothing else."""
+_CHOICE = re.compile(r"(?:choice|option|ending|alternative)_?(\d+|[A-Ea-e])", re.ASCII)
+_TAG = re.compile(r"O|[BIESLU]-\S+", re.ASCII)
+
+
+def guess(path: Path, family: TaskFamily | None = None, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The family, the data section without its sources, and the metric that a training file asks for, as a table.
+
+    Args:
+        said: fields of the data section that are known already: `text` and `label` are not guessed then.
+
+    Raises:
+        InvalidData: the file is not of the family, or its columns could mean several things; the message says what was
+            found and how to say what is meant.
+    """
+    found = sniff(path)
+    guessed = _family(found)
+    wanted = family or guessed
+    if isinstance(found, Table) and wanted in _TABLES:
+        return {"family": wanted.value} | _TABLES[wanted](found, path, said or {})
+    if wanted != guessed:
+        raise InvalidData(f"{path}: found rows of {guessed}, wanted {wanted}")
+    if isinstance(found, Columns):
+        return {"family": wanted.value, "data": _columns(found, path)}
+    if isinstance(found, Props):
+        return {"family": wanted.value, "data": {"format": "props", "layout": found.layout}}
+    return {"family": wanted.value, "data": {"format": "squad"}}
+
+
+def _family(found: Found) -> TaskFamily:
+    match found:
+        case Questions():
+            return TaskFamily.QUESTION_ANSWERING
+        case Props():
+            return TaskFamily.SEMANTIC_ROLES
+        case Columns():
+            return TaskFamily.TOKEN_CLASSIFICATION
+        case Table():
+            if _choices(found):
+                return TaskFamily.MULTIPLE_CHOICE
+            lists = any(_is_list(found, name) for name in found.columns)
+            return TaskFamily.TOKEN_CLASSIFICATION if lists else TaskFamily.TEXT_CLASSIFICATION
+
+
+def _texts(table: Table, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    columns = [name for name in table.columns if not _is_list(table, name)]
+    known = said.get("text") or _known_texts(table, columns)
+    label = said.get("label") or _label_column(table, [name for name in columns if name not in known])
+    texts = known or _text_left(table, [name for name in columns if name != label])
+    if label is None or not texts:
+        raise _unclear(path, columns, "data.text" if label is not None else "data.label", "texts and a label")
+    labels = Counter(str(row.get(label)) for row in table.rows)
+    if len(labels) > min(MOST_LABELS, max(2, len(table.rows) // 2)):
+        problem = f"{path}: column {label!r} has {len(labels)} values in {len(table.rows)} rows, wanted labels"
+        raise InvalidData(f"{problem}: say which column has them with --set data.label=NAME")
+    found: dict[str, Any] = {"data": {"format": table.form, "text": list(texts), "label": label}}
+    if max(labels.values()) > RARE * len(table.rows):
+        found["selection"] = {"metric": "macro_f1"}
+    return found
+
+
+def _words(table: Table, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    lists = [name for name in table.columns if _is_list(table, name)]
+    names = (said.get("text", WORDS), [said["label"]] if "label" in said else TAGS)
+    words, tags = (next((name for name in one if name in lists), None) for one in names)
+    if words is None or tags is None or words == tags:
+        raise _unclear(path, table.columns, "data.text", "a list of words and a list of tags")
+    scheme = _scheme([tag for row in table.values(tags) for tag in row], path, f"column {tags!r}")
+    return {"data": {"format": table.form, "text": [words], "label": tags, "scheme": scheme}}
+
+
+def _multiple_choice(table: Table, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    premise, *choices = said.get("text") or (None, *_choices(table))
+    label = said.get("label") or _label_column(table, table.columns)
+    premise = premise or next((name for name in PREMISES if name in table.columns), None)
+    if len(choices) < 2 or label is None or premise is None:
+        raise _unclear(path, table.columns, "data.text", "premise, choice1, choice2 and label")
+    data: dict[str, Any] = {"format": table.form, "text": [premise, *choices], "label": label}
+    if "question" in table.columns and premise != "question" and set(table.values("question")) <= set(CONNECTORS):
+        data["question"] = "question"
+    return {"data": data}
+
+
+_TABLES = {
+    TaskFamily.TEXT_CLASSIFICATION: _texts,
+    TaskFamily.TOKEN_CLASSIFICATION: _words,
+    TaskFamily.MULTIPLE_CHOICE: _multiple_choice,
+}
+
+
+def _columns(found: Columns, path: Path) -> dict[str, Any]:
+    rows = [row.cells for block in found.blocks for row in block.rows]
+    scheme = _scheme([cells[-1] for cells in rows], path, "the last column")
+    data: dict[str, Any] = {"format": "conll", "scheme": scheme}
+    if all(cells[0].isdecimal() for cells in rows) and len(rows[0]) > 2:
+        data["word_column"] = 1
+    return data
+
+
+def _scheme(tags: Sequence[Any], path: Path, where: str) -> str:
+    odd = next((tag for tag in tags if not isinstance(tag, str) or not _TAG.fullmatch(tag)), None)
+    if odd is None:
+        marks = {tag[0] for tag in tags}
+        return "bilou" if marks & {"L", "U"} else "iobes" if marks & {"E", "S"} else "iob2"
+    raise InvalidData(f"{path}: found {odd!r} in {where}, wanted tags such as B-PER, I-PER and O")
+
+
+def _label_column(table: Table, columns: Sequence[str]) -> str | None:
+    """A known name; or the only column that is left; or of two unknown ones that with fewer values."""
+    scalar = [name for name in columns if all(isinstance(value, str | int) for value in table.values(name))]
+    strong = next((name for name in LABELS if name in scalar), None)
+    weak = [name for name in WEAK_LABELS if name in scalar]
+    if strong is not None or len(weak) == 1:
+        return strong or weak[0]
+    others = [name for name in scalar if name not in IDS]
+    if weak or not others or len(others) > 2:
+        return None
+    return min(others, key=lambda name: len(set(table.values(name))))
+
+
+def _known_texts(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
+    """A pair or a column of a known name; the labels of some sets have the names of texts in others."""
+    texts = _of_texts(table, columns)
+    pair = next((pair for pair in PAIRS if set(pair) <= set(texts)), ())
+    return pair or next(((name,) for name in SINGLES if name in texts), ())
+
+
+def _text_left(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
+    """The one column of texts that is left."""
+    left = [name for name in _of_texts(table, columns) if name not in IDS]
+    return (left[0],) if len(left) == 1 else ()
+
+
+def _of_texts(table: Table, columns: Sequence[str]) -> list[str]:
+    return [name for name in columns if all(isinstance(value, str) for value in table.values(name))]
+
+
+def _choices(table: Table) -> list[str]:
+    return sorted(name for name in table.columns if _CHOICE.fullmatch(name))
+
+
+def _is_list(table: Table, name: str) -> bool:
+    return all(isinstance(value, list) for value in table.values(name))
+
+
+def _unclear(path: Path, columns: Sequence[str], field: str, wanted: str) -> InvalidData:
+    said = 'data.text=["COLUMN"]' if field == "data.text" else f"{field}=COLUMN"
+    return InvalidData(f"{path}: found the columns {', '.join(columns)}, wanted {wanted}: say --set '{said}'")
