@@ -237,6 +237,13 @@ def test_the_checkpoint_of_another_recipe_is_refused(root: Path, tmp_path: Path,
         run(recipe_of(seed=3), root, tmp_path, backbone, resume=True)
 
 
+def test_an_unfinished_run_is_not_begun_anew(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(TrainingInterrupted):
+        run(recipe_of(), root, tmp_path, backbone, display=Interrupter(2, signal.SIGINT))
+    with pytest.raises(TrainingError, match="found an unfinished run, wanted --resume"):
+        run(recipe_of(), root, tmp_path, backbone)
+
+
 def test_resuming_nothing_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
     with pytest.raises(TrainingError, match="no checkpoint"):
         run(recipe_of(), root, tmp_path, backbone, resume=True)

@@ -46,9 +46,14 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) 
         replace_file(folder / FILE, [content], staging=folder)
         sync_folder(folder)
     except OSError as error:
-        left = "--resume continues from the one before" if (folder / FILE).exists() else "there is none before it"
+        left = "--resume continues from the one before" if is_in(folder) else "there is none before it"
         problem = f"found no way to write {len(content):,} bytes ({error.strerror})"
         raise TrainingError(f"{folder / FILE}: {problem}, wanted a checkpoint: {left}") from error
+
+
+def is_in(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint."""
+    return (folder / FILE).exists()
 
 
 def load(folder: Path) -> Checkpoint:

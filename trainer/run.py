@@ -92,9 +92,14 @@ def train(
     trial, pack = build(recipe, backbone, prepared, root=root, folder=out, display=display or LogDisplay())
     if resume:
         trial.resume()
+    elif checkpoint.is_in(out):
+        raise TrainingError(f"{out}: found an unfinished run, wanted --resume to go on with it, or another --out")
+    else:
+        trial.save()  # a folder that cannot be written is found out before any work
     with trial.display:
         [_] = Loop(pack).run([trial])
     if trial.state.failure:
+        checkpoint.remove(out)
         raise TrainingError(trial.state.failure)
     trained = finish(pack, trial, prepared, out, verify)
     checkpoint.remove(out)
