@@ -32,7 +32,8 @@ LIMIT = 2.0**64
 """Of sums that need no shift of the scores. Gradients of outputs, divided by a sum, keep their bits down to 2^-62."""
 
 FEW_SCORES = 24_000
-"""Runs of fewer scores than this, on average, are multiplied in fp32: a bf16 product costs more to call than to do."""
+"""A run of fewer scores than this is multiplied in fp32: a bf16 product costs more to call than to do. Each run is
+judged alone: what shares its batch must not show in its numbers."""
 
 
 def backward(
@@ -43,32 +44,36 @@ def backward(
     slots, layout = read_slots(operands, compute_dtype(q_THD).itemsize)
     # Not joined: a prefix's gradient is summed over the rows of its slot.
     runs = runs_of_slots(layout)
-    dtype = softmax_dtype(q_THD) if runs.mean_scores < FEW_SCORES else compute_dtype(q_THD)
+    dtypes = [_dtype_of(run, q_THD) for run in runs.each]
     d_q, d_k, d_v = (_own_gradient(x, need, runs) for x, need in zip(operands[:3], needs[:3], strict=True))
     d_pool_k, d_pool_v = (_pool_gradient(x, need) for x, need in zip(operands[3:5], needs[3:], strict=True))
-    scratch, room = Scratch.over(operands, slots, runs, dtype), Room.over(q_THD, runs, dtype, LIMIT)
-    into_keys, into_values = (
-        Sums(needs_own, d_pool_HND, slots, torch.empty_like(side.flat))
-        for needs_own, d_pool_HND, side in zip((needs.k, needs.v), (d_pool_k, d_pool_v), scratch.sides, strict=True)
-    )
-    step = Step(view, room, torch.empty_like(room.scores), into_keys, into_values)
+    steps = {
+        dtype: Step.over(operands, view, runs, Lenders(slots, (d_pool_k, d_pool_v), (needs.k, needs.v)), dtype)
+        for dtype in dict.fromkeys(dtypes)
+    }
     read = (runs.split(x) for x in (q_THD, k_THD, v_THD, d_out_THD, _delta(d_out_THD, d_lse_TH, out_THD)))
     written = (_split(runs, d_THD) for d_THD in (d_q, d_k, d_v))
-    for run, q, k, v, do, delta, dq, dk, dv in zip(runs.each, *read, *written, strict=False):
-        k_EJD, v_EJD = scratch.filled(run, k, v)
+    for run, dtype, q, k, v, do, delta, dq, dk, dv in zip(runs.each, dtypes, *read, *written, strict=False):
+        step = steps[dtype]
+        k_EJD, v_EJD = step.scratch.filled(run, k, v)
         q_ELD, do_ELD, delta_EL1 = (x.reshape(run.entries, run.length, -1) for x in (q, do, delta))
         dq_ELD = None if dq is None else k_EJD.new_empty(q_ELD.shape)
         own = Own(q_ELD.to(k_EJD.dtype), k_EJD, v_EJD, do_ELD, delta_EL1, dq_ELD)
         for block in run.blocks:
             step.take(block, own)
-        into_keys.finish(run, dk)
-        into_values.finish(run, dv)
+        step.into_keys.finish(run, dk)
+        step.into_values.finish(run, dv)
         if dq is not None and dq_ELD is not None:
             dq.copy_(dq_ELD.view(dq.shape))
     d_q, d_k, d_v = (q_THD.new_empty(0) if d is None else d for d in (d_q, d_k, d_v))
     pools = ((pool_k_HND, d_pool_k), (pool_v_HND, d_pool_v))
     d_pool_k, d_pool_v = (x.new_empty(0) if d is None else d.to(x.dtype) for x, d in pools)
     return d_q, d_k, d_v, d_pool_k, d_pool_v
+
+
+def _dtype_of(run: Run, q_THD: Tensor) -> torch.dtype:
+    """In which a run is multiplied."""
+    return softmax_dtype(q_THD) if run.entries * run.length * run.keys < FEW_SCORES else compute_dtype(q_THD)
 
 
 def _own_gradient(x_THD: Tensor, need: bool, runs: Runs) -> Tensor | None:
@@ -147,16 +152,37 @@ class Own(NamedTuple):
     """Where the gradient of the queries goes; None when it is not needed."""
 
 
+class Lenders(NamedTuple):
+    """Prefixes, and the gradients that are wanted of keys and values."""
+
+    slots: Mapping[int, Slot]
+    d_pools: tuple[Tensor | None, Tensor | None]
+    """Where those of prefixes are summed up."""
+    needs_own: tuple[bool, bool]
+    """Whether those of the rows' own tokens are wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What all blocks of a backward share."""
+    """What all blocks of a backward that are multiplied in one dtype share."""
 
     view: View
+    scratch: Scratch
     room: Room
     d_scores: Tensor
     """Memory for the gradients of one block's scores."""
     into_keys: Sums
     into_values: Sums
+
+    @classmethod
+    def over(cls, operands: Operands, view: View, runs: Runs, lenders: Lenders, dtype: torch.dtype) -> Step:
+        scratch = Scratch.over(operands, lenders.slots, runs, dtype)
+        room = Room.over(operands.q_THD, runs, dtype, LIMIT)
+        into_keys, into_values = (
+            Sums(needs_own, d_pool_HND, lenders.slots, torch.empty_like(side.flat))
+            for needs_own, d_pool_HND, side in zip(lenders.needs_own, lenders.d_pools, scratch.sides, strict=True)
+        )
+        return cls(view, scratch, room, torch.empty_like(room.scores), into_keys, into_values)
 
     def take(self, block: Block, own: Own) -> None:
         """Add what one block contributes to each gradient."""

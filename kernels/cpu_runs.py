@@ -196,11 +196,6 @@ class Runs(NamedTuple):
         return x.split_with_sizes([heads * tokens for tokens in self.num_tokens])
 
     @property
-    def mean_scores(self) -> float:
-        """Of a run."""
-        return sum(run.entries * run.length * run.keys for run in self.each) / max(len(self.each), 1)
-
-    @property
     def most_tokens(self) -> int:
         """Of all heads of a run."""
         return max((run.entries * run.length for run in self.each), default=0)

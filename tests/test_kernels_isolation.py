@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefixbank.kernels import cpu, cpu_runs
+from prefixbank.kernels import cpu, cpu_backward, cpu_runs
 from prefixbank.kernels.operands import Operands
 from prefixbank.kernels.plan import BatchPlan, Mode
 from tests.kernel_cases import DTYPES, TOLERANCE, VIEWS, Case, distance, every_edge, make_case
@@ -42,6 +42,12 @@ def _chosen(case: Case, rows: Sequence[int]) -> tuple[Case, Tensor]:
     tokens = torch.cat([torch.arange(bounds[row], bounds[row + 1]) for row in rows])
     q, k, v = (x[tokens] for x in case.packed)
     return Case(q, k, v, case.prefix, plan, case.window), tokens
+
+
+def _gradients(case: Case) -> tuple[Tensor, ...]:
+    """Of the sum of squared outputs: what flows back to a token does not depend on its place."""
+    leaves = [x.detach().clone().requires_grad_() for x in case.differentiated]
+    return torch.autograd.grad(case.with_tensors(leaves).run().float().square().sum(), leaves)
 
 
 @pytest.mark.usefixtures("_threads")
@@ -77,6 +83,25 @@ def test_a_row_whose_scores_are_shifted_changes_no_bit_of_others(
     for row in range(case.plan.num_rows):
         alone, tokens = _chosen(case, [row])
         assert torch.equal(alone.run(), together[tokens]), f"row {row}"
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_a_slot_alone_have_the_gradients_they_have_beside_others(dtype: torch.dtype) -> None:
+    """A batch once took the arithmetic of its mean run: in bf16 a trial packed learned otherwise than alone."""
+    case = make_case([9, 9, 60, 60, 60, 5], [1, 1, 2, 2, 2, 0], heads=12, dim=32, dtype=dtype)
+    prefixes = case.prefix.slot_length_S.tolist()
+    few, many = (12 * rows * own * (own + prefixes[slot]) for rows, own, slot in ((2, 9, 1), (3, 60, 2)))
+    assert few < cpu_backward.FEW_SCORES < many
+    together = _gradients(case)
+    for rows, slot in (([0, 1], 1), ([2, 3, 4], 2), ([5], 0)):
+        alone, tokens = _chosen(case, rows)
+        begin, length = (int(table[slot]) for table in (case.prefix.slot_start_S, case.prefix.slot_length_S))
+        for found, wanted in zip(_gradients(alone)[:3], together[:3], strict=True):
+            assert torch.equal(found, wanted[tokens]), f"slot {slot}"
+        for found, wanted in zip(_gradients(alone)[3:], together[3:], strict=True):
+            lent = slice(begin, begin + length)
+            assert torch.equal(found[:, lent], wanted[:, lent]), f"slot {slot}"
 
 
 @pytest.mark.usefixtures("_threads")
