@@ -64,6 +64,11 @@ class Pack:
     """Keep what lies under the lowest prompted layer; off where the backbone moves."""
     _states: dict[int, States] = field(default_factory=dict)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Host memory of kept states."""
+        return sum(states.num_bytes for states in self._states.values())
+
     def losses(self, trials: Sequence[Trial], shares: Sequence[Share]) -> list[Tensor]:
         """Each trial's loss over its own items, dropouts active."""
         rows = [

@@ -37,6 +37,7 @@ class States:
         self.backbone = backbone
         self.depth = depth
         self.room = budget_bytes
+        self.num_bytes = 0
         self._kept: dict[tuple[int, int], tuple[Features, Tensor]] = {}
 
     @property
@@ -71,4 +72,5 @@ class States:
         num_bytes = states.numel() * states.element_size()
         if num_bytes <= self.room and key not in self._kept:
             self.room -= num_bytes
+            self.num_bytes += num_bytes
             self._kept[key] = (row, states.cpu().clone())
