@@ -1,4 +1,4 @@
-"""What keeping hidden states under the lowest prompted layer brings to first and later epochs, and what memory it takes.
+"""What keeping states under the lowest prompted layer brings to first and later epochs, and what memory it takes.
 
     python -m benchmarks.cached_states [TASKS] [--epochs N] [--threads N] [--device cuda] [--json FILE]
 
