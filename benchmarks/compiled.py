@@ -152,7 +152,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _compile(configuration: Configuration, target: int) -> Compiled:
-    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+    launch = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+    options = launch | {"maxnreg": configuration.max_registers}
     built = triton.compile(source_of(configuration), target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(built.asm["cubin"])

@@ -7,6 +7,7 @@ process and for good: a process that launches on paper must not launch anything 
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
@@ -31,6 +32,7 @@ class Form(NamedTuple):
     constants: tuple[tuple[str, str], ...]
     num_warps: int
     num_stages: int
+    max_registers: int | None
 
     @classmethod
     def of(cls, configuration: Configuration) -> Form:
@@ -42,17 +44,20 @@ class Form(NamedTuple):
             tuple(sorted(constants.items())),
             configuration.num_warps,
             configuration.num_stages,
+            configuration.max_registers,
         )
 
     def difference(self, other: Form) -> str:
         """What distinguishes it from another form of the kernel, for people."""
         mine, theirs = ({*form.signature, *form.constants} for form in (self, other))
-        launch = f"{self.num_warps} warps {self.num_stages} stages, not {other.num_warps} and {other.num_stages}; "
-        same_launch = (self.num_warps, self.num_stages) == (other.num_warps, other.num_stages)
+        launches = [
+            f"{form.num_warps} warps {form.num_stages} stages {form.max_registers} registers" for form in (self, other)
+        ]
+        launch = "" if launches[0] == launches[1] else f"{', not '.join(launches)}; "
         found, wanted = (
             " ".join(f"{name}={value}" for name, value in sorted(x)) for x in (mine - theirs, theirs - mine)
         )
-        return f"{'' if same_launch else launch}{found}, not {wanted}"
+        return f"{launch}{found}, not {wanted}"
 
 
 class PaperDriver(DriverBase):  # type: ignore[misc]  # Triton is untyped
@@ -117,4 +122,5 @@ def _form_of(kernel: Any, compiled: dict[str, Any]) -> Form:
         if name not in constants
     }
     ordered = (tuple(sorted(signature.items())), tuple(sorted(constants.items())))
-    return Form(kernel.__name__, *ordered, compiled["num_warps"], compiled["num_stages"])
+    options = json.loads(compiled["specialization_data"])["options"]
+    return Form(kernel.__name__, *ordered, options["num_warps"], options["num_stages"], options["maxnreg"])

@@ -39,6 +39,7 @@ def configurations() -> Iterator[Configuration]:
     yield sound._replace(name="unnamed argument", constants={"BLOCK": 64})
     yield sound._replace(name="no such type", signature={**sound.signature, "a": "*i32:16"})
     yield sound._replace(name="many sums", num_stages=2, constants={"BLOCK_M": 256, "BLOCK": 128})
+    yield sound._replace(name="few registers", max_registers=64)
     yield _product("fp32", torch.float32, block_m=32)
 
 

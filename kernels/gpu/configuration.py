@@ -47,6 +47,8 @@ class Configuration(NamedTuple):
     """It has a pipelined loop, whose loads must be asynchronous copies."""
     targets: tuple[int, ...] = EVERY_TARGET
     """Compute capabilities, times ten, that it is meant for."""
+    max_registers: int | None = None
+    """Registers that a thread may take; `None` leaves the compiler to guess how many programs should fit at once."""
 
 
 def pointer(dtype: torch.dtype, *, aligned: bool = True) -> str:

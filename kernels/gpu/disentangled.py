@@ -16,8 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from prefixbank.kernels.gpu.configuration import EVERY_TARGET
-from prefixbank.kernels.gpu.disentangled_forms import form
+from prefixbank.kernels.gpu.disentangled_forms import forms
 from prefixbank.kernels.gpu.disentangled_tile import load_both_ways, positional_scores, tokens_of
 from prefixbank.kernels.gpu.disentangled_tiling import (
     COUNTS,
@@ -34,7 +33,7 @@ from prefixbank.kernels.gpu.tiling import INDICES, LOG2_E, interpreting, padded_
 from prefixbank.kernels.operands import QUANTISED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from prefixbank.kernels.disentangled_positions import Positions
     from prefixbank.kernels.gpu.configuration import Configuration
@@ -69,7 +68,8 @@ def forward(
         *strides_of(pos_key), *strides_of(pos_query),
         D=dim, BLOCK_D=padded_head_dim(dim), BLOCK_M=launch.block_m, BLOCK_P=launch.block_p, SUB=sub,
         C2P=pos_key is not None, P2C=pos_query is not None, QUANTISED=operands.slot_scale_S2H is not None,
-        WITH_LSE=with_lse, UPCAST=interpreting(), num_warps=launch.num_warps, num_stages=launch.num_stages,
+        WITH_LSE=with_lse, UPCAST=interpreting(),
+        num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip
     return out, lse
 
@@ -151,31 +151,11 @@ def attend_disentangled(
 
 def configurations() -> Iterator[Configuration]:
     """Yield every compiled form that this module may launch, at the shapes that matter."""
-    both = {"C2P": True, "P2C": True, "WITH_LSE": True}
+    kernel, both = attend_disentangled, {"C2P": True, "P2C": True, "WITH_LSE": True}
     for dtype, dim, block_m in common_shapes():
-        yield from _forms(dtype, dim, block_m, both)
+        yield from forms(kernel, disentangled_launch, dtype, dim, block_m, both)
+    main = (kernel, disentangled_launch, torch.bfloat16, 64)
     for block_m, without in product((64, 128), ("C2P", "P2C")):
-        yield from _forms(torch.bfloat16, 64, block_m, both | {without: False}, title=f"without {without.lower()}")
+        yield from forms(*main, block_m, both | {without: False}, title=f"without {without.lower()}")
     for stored in QUANTISED:
-        yield from _forms(torch.bfloat16, 64, 64, both, stored=stored)
-
-
-def _forms(
-    dtype: torch.dtype,
-    dim: int,
-    block_m: int,
-    constants: Mapping[str, object],
-    *,
-    stored: torch.dtype | None = None,
-    title: str = "",
-) -> Iterator[Configuration]:
-    """One form for all GPUs, or one for those before 9.0 and one from there on."""
-    of_target = {target: disentangled_launch(block_m, dim, dtype, target) for target in EVERY_TARGET}
-    for launch in dict.fromkeys(of_target.values()):
-        targets = tuple(target for target in EVERY_TARGET if of_target[target] == launch)
-        one = form(
-            attend_disentangled, lambda *_, found=launch: found, dtype, dim, block_m, constants,
-            targets=targets, stored=stored, title=title,
-        )  # fmt: skip
-        if one.targets:
-            yield one
+        yield from forms(*main, 64, both, stored=stored)

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from prefixbank.kernels.gpu.disentangled_forms import form
+from prefixbank.kernels.gpu.disentangled_forms import forms
 from prefixbank.kernels.gpu.disentangled_sides import scratch_of
 from prefixbank.kernels.gpu.disentangled_tile import (
     entries_of,
@@ -30,10 +30,11 @@ from prefixbank.kernels.gpu.disentangled_tile import (
 )
 from prefixbank.kernels.gpu.disentangled_tiling import (
     COUNTS,
+    capability_of,
     common_shapes,
     key_side_launch,
+    query_side_launch,
     resident_programs,
-    small_launch,
 )
 from prefixbank.kernels.gpu.forward import dense
 from prefixbank.kernels.gpu.softmax_gradient import LOG2_E
@@ -54,7 +55,8 @@ def differentiate_own(
 ) -> None:
     """Write the gradients of the rows of all rows of the batch; [0] where not needed."""
     operands, dim, heads = saved.operands, saved.dim, saved.q_THD.shape[1]
-    launch = (key_side_launch if sides.are_keys else small_launch)(saved.tiling.block_m, dim, saved.q_THD.dtype)
+    launch_of = key_side_launch if sides.are_keys else query_side_launch
+    launch = launch_of(saved.tiling.block_m, dim, saved.q_THD.dtype, capability_of(saved.q_THD.device))
     sub = saved.tiling.block_m // launch.block_m
     programs = min(resident_programs(saved.q_THD.device), heads * max(1, len(operands.tile_Y2) * sub))
     pool_k, pool_v = dense(operands.pool_k_HND), dense(operands.pool_v_HND)
@@ -68,7 +70,7 @@ def differentiate_own(
         D=dim, BLOCK_D=padded_head_dim(dim), BLOCK_M=launch.block_m, BLOCK_P=launch.block_p, SUB=sub,
         **sides.flags, NEED_X=d_x_THD.numel() > 0, NEED_VALUE=d_value_THD.numel() > 0,
         QUANTISED=operands.slot_scale_S2H is not None, UPCAST=interpreting(),
-        num_warps=launch.num_warps, num_stages=launch.num_stages,
+        num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip
 
 
@@ -168,33 +170,25 @@ def own_gradient(
 def configurations() -> Iterator[Configuration]:
     """Yield every compiled form that this module may launch, at the shapes that matter."""
     for keys, (dtype, dim, block_m) in product((False, True), common_shapes()):
-        yield _form(dtype, dim, block_m, keys)
+        yield from _forms(dtype, dim, block_m, keys)
     for keys, without in product((False, True), ("OF_X", "OF_Y")):
-        yield _form(torch.bfloat16, 64, 64, keys, {without: False})
+        yield from _forms(torch.bfloat16, 64, 64, keys, {without: False})
     for without in ("NEED_X", "NEED_VALUE"):
-        yield _form(torch.bfloat16, 64, 64, True, {without: False})
+        yield from _forms(torch.bfloat16, 64, 64, True, {without: False})
     for stored in QUANTISED:
-        yield _form(torch.bfloat16, 64, 64, False, stored=stored)
+        yield from _forms(torch.bfloat16, 64, 64, False, stored=stored)
 
 
-def _form(
+def _forms(
     dtype: torch.dtype,
     dim: int,
     block_m: int,
     keys: bool,
     differing: Mapping[str, bool] | None = None,
     stored: torch.dtype | None = None,
-) -> Configuration:
+) -> Iterator[Configuration]:
     all_there = {"OF_X": True, "OF_Y": True, "KEYS": keys, "NEED_X": True, "NEED_VALUE": keys}
-    what = " ".join(["of keys" if keys else "of queries", *(f"without {name.lower()}" for name in differing or {})])
+    title = " ".join(["of keys" if keys else "of queries", *(f"without {name.lower()}" for name in differing or {})])
     constants = all_there | dict(differing or {})
-    return form(
-        own_gradient,
-        key_side_launch if keys else small_launch,
-        dtype,
-        dim,
-        block_m,
-        constants,
-        stored=stored,
-        title=what,
-    )
+    launch_of = key_side_launch if keys else query_side_launch
+    return forms(own_gradient, launch_of, dtype, dim, block_m, constants, stored=stored, title=title)

@@ -12,14 +12,13 @@ Shape letters: H heads, D head dim, Q entries, Z shares of the tiles, W distance
 
 from __future__ import annotations
 
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
-from prefixbank.kernels.gpu.disentangled_forms import form
+from prefixbank.kernels.gpu.disentangled_forms import forms
 from prefixbank.kernels.gpu.disentangled_sides import scratch_of
 from prefixbank.kernels.gpu.disentangled_tile import (
     load_band,
@@ -32,14 +31,15 @@ from prefixbank.kernels.gpu.disentangled_tile import (
 from prefixbank.kernels.gpu.disentangled_tiling import (
     COUNTS,
     FOLD,
+    capability_of,
     common_shapes,
+    distance_launch,
     position_splits,
     resident_programs,
-    small_launch,
 )
 from prefixbank.kernels.gpu.softmax_gradient import LOG2_E
 from prefixbank.kernels.gpu.tile import PRECISION, find_tile, load_rows
-from prefixbank.kernels.gpu.tiling import INDICES, SUPPORTED, interpreting, padded_head_dim
+from prefixbank.kernels.gpu.tiling import INDICES, interpreting, padded_head_dim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def differentiate_positions(saved: Saved, sides: Sides, distance_W: torch.Tensor
     """Return the gradient of the rows' position table [Q, H, D]."""
     operands, dim, heads, table = saved.operands, saved.dim, saved.q_THD.shape[1], sides.rows.table_QHD
     assert table is not None, "there is no table to differentiate. This is a bug."
-    launch = small_launch(saved.tiling.block_m, dim, saved.q_THD.dtype)
+    launch = distance_launch(saved.tiling.block_m, dim, saved.q_THD.dtype, capability_of(table.device))
     sub = saved.tiling.block_m // launch.block_m
     lengths = operands.bucket_B5[:, 1]
     # Tiles of the longest row, from either side, are at most so many apart.
@@ -69,7 +69,8 @@ def differentiate_positions(saved: Saved, sides: Sides, distance_W: torch.Tensor
             operands.row_start_R1, operands.tile_Y2, operands.num_tiles_1, distance_W,
             saved.view.scale, heads, len(saved.q_THD), len(distance_W) // 2, blocks, splits, *sides.strides,
             D=dim, BLOCK_D=padded_head_dim(dim), BLOCK_M=launch.block_m, SUB=sub, **sides.flags,
-            UPCAST=interpreting(), num_warps=launch.num_warps, num_stages=launch.num_stages,
+            UPCAST=interpreting(),
+            num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
         )  # fmt: skip
     fold_distances[(heads * triton.cdiv(len(table), FOLD.block_m),)](
         sums, d_table, distance_W, saved.view.scale, heads, len(distance_W) // 2, blocks * launch.block_m, splits,
@@ -178,17 +179,15 @@ def fold_distances(
 
 def configurations() -> Iterator[Configuration]:
     """Yield every compiled form that this module may launch, at the shapes that matter."""
-    both = {"OF_X": True, "OF_Y": True}
-    main = product(SUPPORTED, (64,), (64,))
-    for keys, (dtype, dim, block_m) in [(False, shape) for shape in common_shapes()] + [
-        (True, shape) for shape in main
-    ]:
-        title = "of keys" if keys else "of queries"
-        constants = both | {"KEYS": keys}
-        yield form(distance_gradient, small_launch, dtype, dim, block_m, constants, title=title)
     for keys in (False, True):
-        one = {"OF_X": True, "OF_Y": False, "KEYS": keys}
-        title = f"{'of keys' if keys else 'of queries'} alone"
-        yield form(distance_gradient, small_launch, torch.bfloat16, 64, 64, one, title=title)
-    for dtype, dim in ((torch.float32, 64), (torch.bfloat16, 64), (torch.bfloat16, 128)):
-        yield form(fold_distances, lambda *_: FOLD, dtype, dim, 64, {"BLOCK_N": FOLD.block_p})
+        for dtype, dim, block_m in common_shapes():
+            yield from _forms(dtype, dim, block_m, keys)
+        yield from _forms(torch.bfloat16, 64, 64, keys, alone=True)
+    for dtype, dim in dict.fromkeys(shape[:2] for shape in common_shapes()):
+        yield from forms(fold_distances, lambda *_: FOLD, dtype, dim, FOLD.block_m, {"BLOCK_N": FOLD.block_p})
+
+
+def _forms(dtype: torch.dtype, dim: int, block_m: int, keys: bool, *, alone: bool = False) -> Iterator[Configuration]:
+    there = {"OF_X": True, "OF_Y": not alone, "KEYS": keys}
+    title = ("of keys" if keys else "of queries") + (" alone" if alone else "")
+    return forms(distance_gradient, distance_launch, dtype, dim, block_m, there, title=title)

@@ -1,7 +1,8 @@
 """Which launch constants the kernels of disentangled attention take: as in `tiling`, one small fixed table.
 
 Chosen by ahead-of-time compilation. Steps of 32 prefix keys rather than 64: a short prefix wastes less, and with 64
-the 64-query tile spills on sm_100 and leaves room for two programs instead of three on sm_90.
+one program of the 64-query tile fits at once on sm_100 instead of two. Four stages of them, for with three a model
+without content to position spills there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ PROGRAMS_PER_MULTIPROCESSOR = 6
 """A multiple of the two or three that fit at once, so that none is left to run alone."""
 PROGRAMS_WITHOUT_GPU = 3
 """In the interpreter: few enough that a program takes several tiles, one after the other."""
-
+ALL_REGISTERS, REGISTERS_OF_THREE = 255, 168
+"""Of a thread: so many that two programs of four warps fit at once, or three."""
 
 COUNTS = (*VARYING, "heads", "reach", "blocks", "splits", "entries", "distances")
 """Integer arguments that no kernel compiles in, even where they are 1."""
@@ -40,6 +42,8 @@ class DisentangledLaunch(NamedTuple):
     num_warps: int
     num_stages: int
     """Of the loop over prefix keys; loops with barriers have one."""
+    max_registers: int | None = None
+    """Of a thread. `None`: the compiler guesses how many programs should fit at once, and may spill to reach it."""
 
 
 def disentangled_launch(block_m: int, head_dim: int, dtype: torch.dtype, capability: int) -> DisentangledLaunch:
@@ -50,20 +54,32 @@ def disentangled_launch(block_m: int, head_dim: int, dtype: torch.dtype, capabil
     """
     if block_m < 64 or capability < 90 or dtype == torch.float32 or padded_head_dim(head_dim) > 64:
         return small_launch(block_m, head_dim, dtype)
-    return DisentangledLaunch(64, 32, 8, 3)
+    return DisentangledLaunch(64, 32, 8, 4)
 
 
 def small_launch(block_m: int, head_dim: int, dtype: torch.dtype) -> DisentangledLaunch:
-    """The constants of small tiles, and of the gradients of queries and position tables."""
+    """The forward's constants for small tiles, on which those of the gradients are built."""
     if dtype == torch.float32:
-        return DisentangledLaunch(16, 16, 4, 2)
+        return DisentangledLaunch(16, 16, 4, 2, ALL_REGISTERS)
     return DisentangledLaunch(min(block_m, 32 if padded_head_dim(head_dim) <= 64 else 16), 32, 4, 2)
 
 
-def key_side_launch(block_m: int, head_dim: int, dtype: torch.dtype) -> DisentangledLaunch:
-    """The constants of the gradients of own keys and values: two sums, so more warps to hold them."""
+def query_side_launch(block_m: int, head_dim: int, dtype: torch.dtype, capability: int) -> DisentangledLaunch:
+    """The constants of the gradient of own queries; before 9.0 the compiler's guess would spill."""
     launch = small_launch(block_m, head_dim, dtype)
+    return launch._replace(max_registers=ALL_REGISTERS) if capability < 90 else launch
+
+
+def key_side_launch(block_m: int, head_dim: int, dtype: torch.dtype, capability: int) -> DisentangledLaunch:
+    """The constants of the gradients of own keys and values: two sums, so more warps to hold them."""
+    launch = query_side_launch(block_m, head_dim, dtype, capability)
     return launch._replace(num_warps=8) if launch.block_m == 32 else launch
+
+
+def distance_launch(block_m: int, head_dim: int, dtype: torch.dtype, capability: int) -> DisentangledLaunch:
+    """The constants of the gradient of a position table by distance: the compiler's guess would spill everywhere."""
+    launch = query_side_launch(block_m, head_dim, dtype, capability)
+    return launch if launch.max_registers else launch._replace(max_registers=REGISTERS_OF_THREE)
 
 
 FOLD = DisentangledLaunch(block_m=16, block_p=32, num_warps=4, num_stages=2)
