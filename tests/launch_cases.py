@@ -17,6 +17,7 @@ from benchmarks.launches import Form, launch_on_paper
 from prefixbank.kernels.attention import Route
 from prefixbank.kernels.gpu.configuration import ALIGNED
 from prefixbank.kernels.plan import BatchPlan, Mode, Tiling
+from tests.disentangled_cases import TERMS, DisentangledCase, make_disentangled
 from tests.kernel_cases import Case, make_prefix
 
 if TYPE_CHECKING:
@@ -57,13 +58,31 @@ def served_cases() -> Iterator[Case]:
     yield attention_case([16, 3], torch.bfloat16, 64, Tiling(16, 4))
 
 
-def random_batches(count: int = 100) -> Iterator[Case]:
-    """Batches of one tiling that differ in tokens and rows; some are one token, or a multiple of 16."""
+def disentangled_case(
+    lengths: Sequence[int], dtype: torch.dtype, dim: int, block_m: int, terms: Sequence[str] = TERMS[0]
+) -> DisentangledCase:
+    slots = [row % len(PREFIXES) for row in range(len(lengths))]
+    shape = {"heads": HEADS, "dim": dim, "dtype": dtype}
+    return make_disentangled(lengths, slots, PREFIXES, **shape, terms=terms, tiling=Tiling(block_m))
+
+
+def served_disentangled_cases() -> Iterator[DisentangledCase]:
+    """Each tile of queries in each dtype, head dims, and each set of terms."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for block_m in (16, 32, 64, 128):
+            yield disentangled_case([128, 40, 1], dtype, 64, block_m)
+    for dim in (32, 128):
+        yield disentangled_case([128, 40, 1], torch.bfloat16, dim, 128)
+    for terms in TERMS:
+        yield disentangled_case([128, 40, 1], torch.bfloat16, 64, 64, terms)
+
+
+def random_lengths(count: int = 100) -> Iterator[list[int]]:
+    """Rows that differ in tokens and number; some are one token, or a multiple of 16."""
     chance = random.Random(0)
     for number in range(count):
         rows = 1 if number % 10 == 0 else chance.randrange(1, 40)
-        lengths = [chance.choice([1, 16, chance.randrange(0, 300)]) for _ in range(rows)]
-        yield attention_case(lengths, torch.bfloat16, 64, Tiling(64))
+        yield [chance.choice([1, 16, chance.randrange(0, 300)]) for _ in range(rows)]
 
 
 def comparable(form: Form) -> Form:
@@ -107,10 +126,14 @@ def main() -> None:
         for case in served_cases():
             case.run(Route.TRITON)
             differentiate(case)
+        for disentangled in served_disentangled_cases():
+            disentangled.run(Route.TRITON)
+            disentangled.gradients(Route.TRITON)
 
     def repeat() -> None:
-        for case in random_batches():
-            differentiate(case)
+        for lengths in random_lengths():
+            differentiate(attention_case(lengths, torch.bfloat16, 64, Tiling(64)))
+            disentangled_case(lengths, torch.bfloat16, 64, 64).gradients(Route.TRITON)
 
     found = {"undeclared": undeclared(launch_on_paper(serve)), "recompiled": recompiled(launch_on_paper(repeat))}
     print(json.dumps(found))  # noqa: T201

@@ -58,7 +58,7 @@ def test_what_is_launched_is_what_was_declared(launched: Any) -> None:
 
 
 def test_a_hundred_random_batches_compile_nothing_again(launched: Any) -> None:
-    assert "attend" in launched["recompiled"]
+    assert {"attend", "attend_disentangled", "distance_gradient"} <= launched["recompiled"].keys()
     assert not any(launched["recompiled"].values()), launched["recompiled"]
 
 
@@ -77,6 +77,7 @@ def test_a_sound_kernel_passes_the_gate(judged: Any) -> None:
         ("one stage", "no asynchronous copy"),
         ("too much shared memory", "524288 bytes of shared memory, of 232448"),
         ("many sums", "spills ("),
+        ("few registers", "spills ("),
         ("fp32", "no tensor-core instruction"),
         ("unnamed argument", "do not name each argument once: ['BLOCK_M']"),
         ("no such type", "does not compile: AssertionError: Unsupported lhs dtype int32"),
