@@ -28,10 +28,10 @@ extern "C" __global__ void race(int *out) {
 
 
 def launch_kernels() -> None:
-    """Every kernel family: attention, its gradients, heads."""
+    """Every kernel family: attention and its gradients, plain and disentangled, and heads."""
     from prefixbank.kernels.attention import Route
     from prefixbank.kernels.plan import Mode, Tiling
-    from tests.gpu.device import gradients, make_case
+    from tests.gpu.device import gradients, make_case, make_disentangled
     from tests.head_cases import make_heads
 
     rows = ([17, 0, 70, 1], [5, 2, 1, 5])
@@ -43,6 +43,10 @@ def launch_kernels() -> None:
     ):
         case.run(Route.TRITON)
         gradients(case, torch.ones_like(case.q_THD))
+    for dtype, block_m in ((torch.bfloat16, 16), (torch.bfloat16, 64), (torch.float32, 16)):
+        disentangled = make_disentangled(*rows, dtype=dtype, tiling=Tiling(block_m))
+        disentangled.run(Route.TRITON)
+        disentangled.gradients(Route.TRITON)
     heads = make_heads(width=48, device=case.q_THD.device.type)
     leaves = [x.requires_grad_() for x in heads.differentiated]
     logits = heads.with_tensors(leaves).run(Route.TRITON)

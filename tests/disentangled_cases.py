@@ -12,6 +12,7 @@ import torch
 
 from prefixbank.kernels.disentangled import disentangled_attention
 from prefixbank.kernels.disentangled_positions import Positions, log_bucket_distances
+from prefixbank.kernels.operands import QUANTISED
 from prefixbank.kernels.plan import BatchPlan, Tiling
 from tests.kernel_cases import PREFIX_LENGTHS, Case, make_case
 
@@ -71,8 +72,8 @@ class DisentangledCase:
         return dict(zip(wanted, grads, strict=True))
 
     def wide(self) -> DisentangledCase:
-        """The same inputs in fp64."""
-        return self.with_leaves({name: x.double() for name, x in self.leaves.items()})
+        """The same inputs in fp64; a pool of one byte per number stays as it is."""
+        return self.with_leaves({name: x if x.dtype in QUANTISED else x.double() for name, x in self.leaves.items()})
 
     def rows(self, chosen: Sequence[int]) -> tuple[DisentangledCase, Tensor]:
         """Return the batch of these rows alone, in this order, and their tokens in this batch."""
@@ -85,7 +86,7 @@ class DisentangledCase:
 
 
 def _projection(out: Tensor) -> Tensor:
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
 
 
 def make_disentangled(

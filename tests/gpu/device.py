@@ -13,7 +13,9 @@ import torch
 import triton
 
 from prefixbank.kernels.attention import Route
+from prefixbank.kernels.disentangled_positions import Positions, clamped_distances, log_bucket_distances
 from prefixbank.kernels.plan import BatchPlan, Capacity, Mode, Tiling
+from tests.disentangled_cases import TERMS, DisentangledCase
 from tests.kernel_cases import GRADIENT_TOLERANCE, PREFIX_LENGTHS, Case, limit, make_prefix
 
 if TYPE_CHECKING:
@@ -72,6 +74,25 @@ def make_case(
     return Case(
         qkv[:, 0], qkv[:, 1], qkv[:, 2], prefix._make(x if x is None else x.to(DEVICE) for x in prefix), plan, window
     )
+
+
+def make_disentangled(
+    lengths: Sequence[int],
+    slots: Sequence[int],
+    *,
+    dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    terms: Sequence[str] = TERMS[0],
+    buckets: bool = True,
+    tiling: Tiling | None = None,
+) -> DisentangledCase:
+    """A batch on the device with position tables, beyond which rows of the larger edge lengths reach."""
+    case = make_case(lengths, slots, dim=dim, dtype=dtype, tiling=tiling)
+    distance_W = log_bucket_distances(32, 64, DEVICE) if buckets else clamped_distances(24, DEVICE)
+    entries = int(distance_W.max()) + 1
+    key, query = torch.randn(entries, 2, HEADS, dim).to(DEVICE, dtype).unbind(1)
+    positions = Positions(key if "c2p" in terms else None, query if "p2c" in terms else None, distance_W)
+    return DisentangledCase(case, positions)
 
 
 def rows_of(case: Case) -> list[tuple[int, int, int, int]]:
