@@ -113,23 +113,35 @@ def query_gradient(
                 lent_v, own_v, key, prefix, num_keys, v_token, pool_v_token, offs_d,
                 D, BLOCK_D, masked, QUANTISED, UPCAST,
             )  # fmt: skip
-            scores = tl.dot(q_MD, k_ND.T, input_precision=PRECISION)
-            d_weights = tl.dot(d_out_MD, v_ND.T, input_precision=PRECISION)
-            if QUANTISED:
-                scores = scores * tl.where(of_prefix, times_k, 1.0)[None, :]
-                d_weights = d_weights * tl.where(of_prefix, times_v, 1.0)[None, :]
-            weights = tl.exp2(scores * (scale * LOG2_E) - lse_M[:, None])
-            if masked:
-                own_key = tl.where(of_prefix, -1, key - prefix + low)[None, :]
-                seen = is_visible(query[:, None], own_key, context, window, MODE, WINDOWED)
-                weights = tl.where(seen & (key < num_keys)[None, :], weights, 0.0)
-            d_scores = weights * (d_weights - delta_M[:, None])
-            if QUANTISED:
-                d_scores = d_scores * tl.where(of_prefix, times_k, 1.0)[None, :]
-            acc = tl.dot(d_scores.to(k_ND.dtype), k_ND, acc, input_precision=PRECISION)
+            own_key = tl.where(of_prefix, -1, key - prefix + low)[None, :]
+            seen = is_visible(query[:, None], own_key, context, window, MODE, WINDOWED) & (key < num_keys)[None, :]
+            acc = fold_keys(
+                q_MD, d_out_MD, lse_M, delta_M, k_ND, v_ND, acc, seen, scale * LOG2_E,
+                tl.where(of_prefix, times_k, 1.0), tl.where(of_prefix, times_v, 1.0), masked, QUANTISED,
+            )  # fmt: skip
 
     at = d_q + ((begin + query) * heads + head)[:, None] * D + offs_d[None, :]
     tl.store(at, (acc * scale).to(d_q.dtype.element_ty), mask=(query < length)[:, None] & (offs_d < D)[None, :])
+
+
+@triton.jit
+def fold_keys(
+    q_MD, d_out_MD, lse_M, delta_M, k_ND, v_ND, acc, seen, scale_log2, times_k_N, times_v_N,
+    MASKED: tl.constexpr, QUANTISED: tl.constexpr,
+):  # fmt: skip
+    """Add what keys and values [N] say about queries [M] to their gradient [M, D], which lacks the scale."""
+    scores = tl.dot(q_MD, k_ND.T, input_precision=PRECISION)
+    d_weights = tl.dot(d_out_MD, v_ND.T, input_precision=PRECISION)
+    if QUANTISED:
+        scores = scores * times_k_N[None, :]
+        d_weights = d_weights * times_v_N[None, :]
+    weights = tl.exp2(scores * scale_log2 - lse_M[:, None])
+    if MASKED:
+        weights = tl.where(seen, weights, 0.0)
+    d_scores = weights * (d_weights - delta_M[:, None])
+    if QUANTISED:
+        d_scores = d_scores * times_k_N[None, :]
+    return tl.dot(d_scores.to(k_ND.dtype), k_ND, acc, input_precision=PRECISION)
 
 
 def configurations() -> Iterator[Configuration]:
