@@ -103,6 +103,7 @@ def prepare(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
     WITH_D_LSE: tl.constexpr, NEED_Q: tl.constexpr, NEED_K: tl.constexpr, NEED_V: tl.constexpr,
 ):  # fmt: skip
+    """Statistics of a block of tokens and a head; zero gradients for those of its tokens that belong to no row."""
     head = tl.program_id(0) % heads
     token = (tl.program_id(0) // heads * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)
