@@ -17,7 +17,7 @@ from prefixbank.trainer import checkpoint
 from prefixbank.trainer.outcome import conclude, round_prompt
 from prefixbank.trainer.run import finish
 from prefixbank.trainer.sweep.record import COMPLETE, score_of
-from prefixbank.trainer.sweep.trial_display import TrialDisplay
+from prefixbank.trainer.sweep.trial_display import TrialDisplay, show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,8 +88,9 @@ def seeds_of(search: Search, display: SweepDisplay) -> Iterator[Built]:
         folder.mkdir(parents=True, exist_ok=True)
         display.trial(number, settings, "running")
         built = search.build(settings, folder, TrialDisplay(display, number))
-        if (folder / checkpoint.FILE).exists():
+        if checkpoint.is_in(folder):
             built.trial.resume()
+            show_progress(display, number, built.trial)
         yield built
 
 

@@ -22,7 +22,8 @@ from prefixbank.trainer.sweep.record import COMPLETE, FAILED, PRUNED, Record
 from prefixbank.trainer.sweep.shared_rows import SharedRows
 from prefixbank.trainer.sweep.space import space_of
 from prefixbank.trainer.sweep.study import Study
-from prefixbank.trainer.sweep.trial_display import TrialDisplay
+from prefixbank.trainer.sweep.trial_display import TrialDisplay, show_progress
+from prefixbank.trainer.trial import Epoch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,8 +204,9 @@ class Search:
             record.state, record.reason = FAILED, str(error)
             self._close(record)
             return None
-        if (folder / checkpoint.FILE).exists():
+        if checkpoint.is_in(folder):
             built.trial.resume()
+            show_progress(self.display, record.number, built.trial)
             self.study.report(record.number, self._scores(built.trial.state.curve, built.trial.metric))
         return built
 
@@ -237,10 +239,12 @@ class Search:
     def _take_up(self, record: Record) -> None:
         self.records.append(record)
         self.study.again(record.places)
-        self.display.trial(record.number, record.settings, record.state)
         if record.is_running:
             self._to_continue.append(record)
             return
+        self.display.trial(record.number, record.settings, record.state)
+        if record.curve and record.score is not None:
+            self.display.epoch(record.number, Epoch(**record.curve[-1]), self.metric, record.score)
         self.study.report(record.number, self._scores(record.curve, self.metric))
         self.study.tell(record.number, record.state, None if record.score is None else self.signed(record.score))
         self.display.end(record.number, record.state, record.score)

@@ -6,6 +6,7 @@ refuses to know how settings are chosen, what a display shows and how serving wo
 
 from __future__ import annotations
 
+import logging
 import operator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     Show = Callable[[str], SweepDisplay]
     """A display for what is named so."""
 
+logger = logging.getLogger(__name__)
+
 
 def sweep(
     jobs: Sequence[Job],
@@ -70,8 +73,8 @@ def sweep(
     with ExitStack() as shown:
         searches = [Search(job, pack, shown.enter_context(show(job.name))) for job in jobs]
         for search in searches:
-            search.begin(resume=resume)
             search.display.start(search.job.most)
+            search.begin(resume=resume)
         if limit is not None and speed is None:
             speed = measured_speed(searches[0])
         referee = Referee(searches, _pace(limit), limit, speed)
@@ -153,7 +156,10 @@ def _conclude(searches: Sequence[Search], referee: Referee, show: Show, verify: 
 
 def _display_of_seeds(search: Search, show: Show) -> SweepDisplay:
     """Nothing is to be seen where the one seed has been trained already."""
-    display = show(f"{search.job.name}, best settings") if search.section.seeds > 1 else Silent()
+    if search.section.seeds == 1:
+        return Silent()
+    logger.info("%s: the best settings, once for each seed", search.job.name)
+    display = show(f"{search.job.name}, best settings")
     display.start(search.section.seeds)
     return display
 

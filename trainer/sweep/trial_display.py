@@ -67,3 +67,10 @@ class TrialDisplay:
     def end(self, trial: Trial) -> None:
         """The trial has ended."""
         self.sweep.end(self.number, FAILED if trial.state.failure else COMPLETE, score_of(trial))
+
+
+def show_progress(display: SweepDisplay, number: int, trial: Trial) -> None:
+    """Tell a display how far a trial had come when it was interrupted."""
+    score = score_of(trial)
+    if score is not None:
+        display.epoch(number, trial.state.curve[-1], trial.metric, score)
