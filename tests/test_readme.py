@@ -24,6 +24,7 @@ TOLERANCE = 1e-3
 """The README rounds scores to three places."""
 EPOCHS = "optimiser.epochs=1"
 """The reader trains to the end, the test only to an artifact."""
+BUDGET = "30s"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def test_the_code_blocks_run_in_order(checkout: Path, environment: dict[str, str
             assert_same_answer(json.loads(output), json.loads(code))
             continue
         here = code.replace("localhost:8000", f"localhost:{port}").replace("--publish", f"--set {EPOCHS} --publish")
+        here = re.sub(r"--budget \d+m", f"--budget {BUDGET}", here)
         command = ["bash", "-euc", here] if language == "sh" else [sys.executable, "-c", here]
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
