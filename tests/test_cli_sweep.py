@@ -75,6 +75,11 @@ def test_data_sets_that_share_a_prompt_are_published_by_their_names(run: Run, fo
     code, out, err = run("train", "both.toml", "--publish", "acme")
     assert (code, out) == (0, "runs/both/left/artifact\nruns/both/right/artifact\n"), err
     assert [str(address) for address in PromptStore.existing(folder / "store").list()] == ["acme/left", "acme/right"]
+    code, out, err = run("sweep", "both.toml", *FEW, "--out", "swept", "--publish", "new")
+    assert (code, out) == (0, "swept/left/artifact\nswept/right/artifact\n"), err
+    record = json.loads((folder / "swept/sweep.json").read_text())
+    assert record["metric"] == "mean"
+    assert all(trial["score"] is not None for trial in record["trials"])
     code, out, err = run("train", "both.toml", "--publish", "acme/both")
     assert (code, out) == (1, "")
     assert "wanted a tenant alone, for acme/left, acme/right" in err
@@ -128,6 +133,7 @@ def test_rows_alone_are_enough(run: Run, folder: Path) -> None:
         (["sweep", "one.toml", "--set", "sweep.space.prompt.size=[1, 2]"], "prompt.size: found an unknown field"),
         (["train"], "found neither a recipe nor --data"),
         (["train", "one.toml", "--budget", "3m"], "found --budget beside a recipe"),
+        (["train", "--data", "texts.jsonl", "--tensorboard"], "--tensorboard: found it beside --data"),
         (["train", "--data", "none.jsonl"], "none.jsonl: cannot be read"),
         (["train", "--data", "texts.jsonl", "--family", "poetry"], "--family: found 'poetry'"),
         (["train", "--data", "texts.jsonl", "--resume"], "runs/texts: found no search, wanted one to resume"),

@@ -31,7 +31,7 @@ class Without(NamedTuple):
     backbone: str | None
     budget: str | None
 
-    def check(self, recipe: Path | None) -> bool:
+    def check(self, recipe: Path | None, tensorboard: bool) -> bool:
         """Whether there is no recipe; refuses both and neither."""
         from prefixbank.model_store.errors import TrainingError
 
@@ -41,6 +41,8 @@ class Without(NamedTuple):
         if recipe is not None and given:
             hint = "--set changes a recipe, and prefixbank sweep RECIPE --budget searches around it"
             raise TrainingError(f"found {' '.join(given)} beside a recipe, wanted one of them: {hint}")
+        if recipe is None and tensorboard:
+            raise TrainingError("--tensorboard: found it beside --data, wanted it beside the recipe that was found")
         return recipe is None
 
     def family_named(self) -> TaskFamily | None:

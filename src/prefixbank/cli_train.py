@@ -72,7 +72,7 @@ def train(
     training.need_serving()
     overrides = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
     without = Without(data, family, validation, test, backbone, budget)
-    if without.check(recipe):
+    if without.check(recipe, tensorboard):
         to_publish = training.Asked(publish, store, promote)
         train_within(without, began, overrides, out, to_publish, resume=resume, strict=strict, device=device)
         return

@@ -1,7 +1,8 @@
 """Planning: how many rows, epochs and trials fit into a time, from counts of rows and a measured speed.
 
 Trials are halved as they go, so the one that is left has its whole run behind it: no setting is chosen on a shorter
-schedule than the one it is used with, and no step is taken twice. It refuses to know files, clocks and trainers.
+schedule than the one it is used with, and no step is taken twice. It refuses to know files, clocks and how trials
+learn.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from prefixbank.trainer.starts import START_ROWS
 from prefixbank.trainer.sweep.pruning import expected_epochs, pruner_of
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ EPOCHS = 8
 """Where there is no time for so many passes, an epoch is a part of a pass: half of the trials end after the first."""
 PACKS = ((8, 150), (4, 60), (2, 0))
 """Trials that begin together, and the steps that a whole run must have for so many."""
+FEWEST_BATCH = 4
 MOST_TRIALS = 24
 CARVED = 0.1
 FEWEST_VALIDATION, MOST_VALIDATION, MOST_CARVED_TEST = 50, 1000, 2000
@@ -72,7 +75,8 @@ def plan(facts: Facts, speed: Speed, seconds: float) -> Plan:
     rows = max(facts.train - carved, 2)
     closing = _evaluation(facts, speed, validation, test) + CLOSING_S
     row_s = facts.tokens * speed.train
-    seen = max(seconds - closing, 0.3 * seconds) / SPARE / row_s
+    begun = PACKS[0][0] * START_ROWS * facts.tokens / facts.items * speed.evaluate
+    seen = max(seconds - closing - begun, 0.3 * seconds) / SPARE / row_s
     batch_rows = 32 if rows >= 1000 else 16 if rows >= 200 else 8
     together, run = _pack(seen, rows, facts.items, batch_rows)
     epochs, epoch_rows = _epochs(run, rows)
@@ -84,7 +88,7 @@ def plan(facts: Facts, speed: Speed, seconds: float) -> Plan:
         limits=_limits(facts, validation, test, used if used < rows else None),
         carve=validation if facts.validation is None else None,
         carve_test=test if facts.test is None and test else None,
-        batch_rows=batch_rows,
+        batch_rows=min(batch_rows, max(math.ceil(epoch_rows * facts.items), FEWEST_BATCH)),
         epochs=epochs,
         epoch_rows=None if epoch_rows >= used else math.ceil(epoch_rows * facts.items),
         together=together,

@@ -77,6 +77,16 @@ class Referee:
         cost = self._epoch_seconds(search) * expected_epochs(search.pruner, 0, epochs)
         return (self._foreseen(self._alive()) + cost) * MARGIN + self._reserve() < self.limit.left
 
+    def warn(self) -> None:
+        """Say before the first step that whole runs do not fit."""
+        if self.limit is None:
+            return
+        runs = sum(one.base.optimiser.epochs * self._epoch_seconds(one) for one in self.searches)
+        needed = runs * MARGIN + self._reserve()
+        if needed > self.limit.left:
+            found = f"a whole run and its seeds take about {needed:,.0f} s, {self.limit.left:,.0f} s are left"
+            logger.warning("%s: runs will end before their schedules do. Lower optimiser.epochs or seeds", found)
+
     def final_seconds(self, search: Search) -> float:
         """What the runs of the best settings and all that follows will take."""
         again = (search.section.seeds - 1) * search.base.optimiser.epochs * self._epoch_seconds(search)

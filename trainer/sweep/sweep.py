@@ -78,6 +78,7 @@ def sweep(
         if limit is not None and speed is None:
             speed = measured_speed(searches[0])
         referee = Referee(searches, _pace(limit), limit, speed)
+        referee.warn()
         _search(searches, referee)
     return _conclude(searches, referee, show, verify)
 
