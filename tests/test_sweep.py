@@ -12,11 +12,15 @@ import torch
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import InvalidRecipe, TrainingError, TrainingInterrupted
+from prefixbank.trainer.build import build_trial
+from prefixbank.trainer.pack import Pack
+from prefixbank.trainer.prepare import prepare
+from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import load
 from prefixbank.trainer.report import render_sweep
 from prefixbank.trainer.run import train
 from prefixbank.trainer.sweep import Job, TimeLimit, sweep
-from prefixbank.trainer.sweep.speed import Speed
+from prefixbank.trainer.sweep.speed import Speed, fit_threads
 from prefixbank.trainer.trial import Trial
 from tests.sweep_cases import Clock, Quiet, recipe_of, swept, write_texts
 from tests.tiny import tiny_backbone_folder
@@ -175,6 +179,23 @@ def test_a_sweep_is_done_in_its_time(
     assert 0.5 * seconds <= clock.now <= seconds, "what follows the last epoch takes none of this clock's time"
     assert any(trial["state"] == "complete" for trial in trials)
     assert not any(trial["state"] == "failed" for trial in trials)
+
+
+@pytest.mark.parametrize(("cost", "fastest"), [({1: 2.0, 2: 9.0, 4: 1.0}, 1), ({1: 4.0, 2: 2.1, 4: 1.2}, 4)])
+def test_as_many_threads_as_are_of_use(cost: dict[int, float], fastest: int, root: Path, backbone: Backbone) -> None:
+    prepared = prepare(recipe_of(), root, backbone)
+    trial = build_trial(recipe_of(), backbone, prepared, root=root, folder=None, display=LogDisplay())
+    before, now = torch.get_num_threads(), [0.0]
+
+    def clock() -> float:
+        now[0] += cost[torch.get_num_threads()]
+        return now[0]
+
+    torch.set_num_threads(4)
+    try:
+        assert fit_threads(Pack(backbone), trial, seconds=1.0, clock=clock) == fastest == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_recipes_that_share_a_backbone_are_swept_together(root: Path, tmp_path: Path, backbone: Backbone) -> None:

@@ -13,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from prefixbank.model_store.errors import TrainingError
 from prefixbank.model_store.task_prompt import TaskFamily
@@ -31,7 +32,7 @@ from prefixbank.trainer.report.files import SWEEP_FILE
 from prefixbank.trainer.sweep.default_space import default_space
 from prefixbank.trainer.sweep.record import read_all
 from prefixbank.trainer.sweep.search import IDENTITY_FILE, TRIALS_FOLDER
-from prefixbank.trainer.sweep.speed import Speed, measure
+from prefixbank.trainer.sweep.speed import Speed, fit_threads, measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -181,7 +182,7 @@ def _lengths(recipe: Recipe, examples: Sequence[Example], some: Sequence[Example
 
 
 def _speed(recipe: Recipe, root: Path, backbone: Backbone, facts: Facts) -> Speed:
-    """Measured on a few rows, in packs like those of the search."""
+    """Measured on a few rows, in packs like those of the search, with as many threads as are of use."""
     table = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     data = {name: value for name, value in table["data"].items() if name not in ("validation", "test")}
     rows = min(PROBE_ROWS, facts.train)
@@ -190,7 +191,9 @@ def _speed(recipe: Recipe, root: Path, backbone: Backbone, facts: Facts) -> Spee
     probe = parse(table)
     prepared = prepare(probe, root, backbone)
     trial = build_trial(probe, backbone, prepared, root=root, folder=None, display=LogDisplay())
-    return measure(Pack(backbone), trial, PROBE_TOGETHER)
+    pack = Pack(backbone)
+    fit_threads(pack, trial)
+    return measure(pack, trial, PROBE_TOGETHER)
 
 
 def _planned(table: dict[str, Any], planned: Plan) -> dict[str, Any]:
@@ -226,7 +229,7 @@ def _is_finished(out: Path) -> bool:
 def _measured(facts: Facts, speed: Speed) -> str:
     return (
         f"{facts.train:,} training rows of {facts.tokens:.0f} tokens; {1 / speed.train:,.0f} tokens trained and "
-        f"{1 / speed.evaluate:,.0f} evaluated a second"
+        f"{1 / speed.evaluate:,.0f} evaluated a second on {torch.get_num_threads()} threads"
     )
 
 

@@ -5,6 +5,7 @@ It refuses to know plans and clocks' limits.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from prefixbank.trainer.trial import Trial
 
 MEASURED_S = 2.0
+TRIED_S = 0.7
+FASTER = 0.95
+"""More threads must take at most this share of the time of fewer."""
 EVALUATED_ROWS = 64
 
 
@@ -36,17 +40,48 @@ def measure(
 ) -> Speed:
     """Time steps of `together` trials like this one, and evaluations; nothing of the trial is moved."""
     _step(pack, trial, 1, 0)  # compiles, plans and fills caches
-    began, tokens, number = clock(), 0, 1
-    while clock() - began < seconds:
-        tokens += _step(pack, trial, together, number)
-        number += 1
-    trained = (clock() - began) / tokens
+    trained = _seconds_a_token(pack, trial, together, seconds, clock)
     part = trial.parts[0]
     items = part.validation[:EVALUATED_ROWS]
     pack.predict(trial, part, items)
     began = clock()
     pack.predict(trial, part, items)
     return Speed(trained, (clock() - began) / sum(item.num_tokens for item in items))
+
+
+def fit_threads(
+    pack: Pack, trial: Trial, *, seconds: float = TRIED_S, clock: Callable[[], float] = time.monotonic
+) -> int:
+    """Set and return the number of threads with which steps are fastest on this CPU now, up to as many as are set.
+
+    Threads wait for each other at every operation: on a machine whose cores others use, one alone may be many times
+    faster than two.
+    """
+    most = torch.get_num_threads()
+    if trial.device.type != "cpu":
+        return most
+    fastest, found, number = math.inf, most, 1
+    torch.set_num_threads(number)
+    _step(pack, trial, 1, 0)
+    while True:
+        torch.set_num_threads(number)
+        took = _seconds_a_token(pack, trial, 1, seconds, clock)
+        if took > FASTER * fastest:
+            break
+        fastest, found = took, number
+        if number == most:
+            break
+        number = min(2 * number, most)
+    torch.set_num_threads(found)
+    return found
+
+
+def _seconds_a_token(pack: Pack, trial: Trial, together: int, seconds: float, clock: Callable[[], float]) -> float:
+    began, tokens, number = clock(), 0, 1
+    while not tokens or clock() - began < seconds:
+        tokens += _step(pack, trial, together, number)
+        number += 1
+    return (clock() - began) / tokens
 
 
 def _step(pack: Pack, trial: Trial, together: int, number: int) -> int:

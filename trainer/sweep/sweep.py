@@ -20,7 +20,7 @@ from prefixbank.trainer.recipe.write import moved, write
 from prefixbank.trainer.sweep.finals import conclude_search, forget, seeds_of
 from prefixbank.trainer.sweep.referee import Referee, Timekeeper
 from prefixbank.trainer.sweep.search import Search
-from prefixbank.trainer.sweep.speed import measure
+from prefixbank.trainer.sweep.speed import fit_threads, measure
 from prefixbank.trainer.sweep.time_limit import Pace
 from prefixbank.trainer.sweep.trial_display import Silent, TrialDisplay
 
@@ -84,9 +84,10 @@ def sweep(
 
 
 def measured_speed(search: Search) -> Speed:
-    """What tokens cost in packs of this search's trials."""
+    """What tokens cost in packs of this search's trials, with as many threads as are of use."""
     built = search.build(search.space.settings(search.space.own()), None, TrialDisplay(search.display, 0))
     is_full = search.base.method == "full"
+    fit_threads(built.pack, built.trial)
     return measure(built.pack, built.trial, 1 if is_full else search.section.together)
 
 
