@@ -40,6 +40,11 @@ def test_the_better_half_passes_a_rung() -> None:
     assert pruner.losers(running((0.4, 0.4, 0.1), (0.3, 0.5, 0.0))) == set(), "between rungs nothing ends"
 
 
+def test_trials_without_a_score_yet_are_told_apart_by_their_loss() -> None:
+    standings = [Standing(number, (0.0,), True, (loss,)) for number, loss in enumerate((1.2, 0.9, 1.1, 0.8))]
+    assert Halving((1,)).losers(standings) == {0, 2}
+
+
 def test_a_late_trial_is_held_to_all_that_passed_its_rung() -> None:
     earlier = [Standing(number, (0.5, 0.6), is_running=False) for number in range(3)]
     assert Halving((1,)).losers([*earlier, Standing(3, (0.4,), is_running=True)]) == {3}

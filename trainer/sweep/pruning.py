@@ -23,10 +23,16 @@ class Standing(NamedTuple):
     scores: tuple[float, ...]
     """After each epoch; more is better."""
     is_running: bool
+    losses: tuple[float, ...] = ()
+    """After each epoch, on the same rows: they tell trials apart that have no score yet."""
 
     def best(self, epochs: int) -> float:
         """Within the first so many epochs, or within all where it had fewer."""
         return max(self.scores[:epochs], default=-math.inf)
+
+    def rank(self, epochs: int) -> tuple[float, float, int]:
+        """Within the first so many epochs; the best comes first."""
+        return -self.best(epochs), min(self.losses[:epochs], default=math.inf), self.number
 
 
 class Pruner(Protocol):
@@ -99,7 +105,7 @@ class Halving:
 
     def _losers_at(self, rung: int, standings: Sequence[Standing]) -> Iterator[int]:
         came = [one for one in standings if len(one.scores) >= rung]
-        ranked = sorted(came, key=lambda one: (-one.best(rung), one.number))
+        ranked = sorted(came, key=lambda one: one.rank(rung))
         behind = ranked[math.ceil(len(ranked) / self.factor) :]
         return (one.number for one in behind if one.is_running and len(one.scores) == rung)
 

@@ -6,6 +6,7 @@ It judges by validation scores alone. It refuses to know how trials are chosen a
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,8 +38,10 @@ class Running(NamedTuple):
     trial: Trial
 
     @property
-    def score(self) -> float:
-        return self.trial.state.best_score
+    def score(self) -> tuple[float, float]:
+        """More is better; among equals, less loss."""
+        losses = [epoch.validation["loss"] for epoch in self.trial.state.curve]
+        return self.trial.state.best_score, -min(losses, default=math.inf)
 
 
 class Referee:

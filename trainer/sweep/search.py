@@ -154,12 +154,12 @@ class Search:
     def standings(self) -> list[Standing]:
         """Of all trials that have an epoch behind them."""
         found = [
-            Standing(record.number, self._scores(record.curve, self.metric), is_running=False)
+            self._standing(record.number, record.curve, is_running=False)
             for record in self.records
             if not record.is_running
         ]
         found += [
-            Standing(number, self._scores(trial.state.curve, trial.metric), not trial.state.finished)
+            self._standing(number, list(map(asdict, trial.state.curve)), is_running=not trial.state.finished)
             for number, trial in self.running.items()
         ]
         return found
@@ -258,6 +258,10 @@ class Search:
         """Validation scores of a curve's epochs, of which more is better."""
         found = (epoch["validation"] if isinstance(epoch, dict) else epoch.validation for epoch in curve)
         return tuple(self.signed(validation[metric]) for validation in found)
+
+    def _standing(self, number: int, curve: list[dict[str, Any]], *, is_running: bool) -> Standing:
+        losses = tuple(epoch["validation"]["loss"] for epoch in curve)
+        return Standing(number, self._scores(curve, self.metric), is_running, losses)
 
     def _identity(self) -> str:
         """Digest of the recipe, the space and the data."""
