@@ -21,6 +21,7 @@ from prefixbank.trainer.report import render_sweep
 from prefixbank.trainer.run import train
 from prefixbank.trainer.sweep import Job, TimeLimit, sweep
 from prefixbank.trainer.sweep.speed import Speed, fit_threads
+from prefixbank.trainer.sweep.watch import Watch
 from prefixbank.trainer.trial import Trial
 from tests.sweep_cases import Clock, Quiet, recipe_of, swept, write_texts
 from tests.tiny import tiny_backbone_folder
@@ -194,6 +195,38 @@ def test_as_many_threads_as_are_of_use(cost: dict[int, float], fastest: int, roo
     torch.set_num_threads(4)
     try:
         assert fit_threads(Pack(backbone), trial, seconds=1.0, clock=clock) == fastest == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_time_that_runs_out_in_mid_epoch_ends_what_has_an_epoch(root: Path, backbone: Backbone) -> None:
+    clock, speed = Clock(epoch_s=0.0), Speed(1.0, 1.0)
+    prepared = prepare(recipe_of(), root, backbone)
+    old, new = (
+        build_trial(recipe_of(), backbone, prepared, root=root, folder=None, display=LogDisplay()) for _ in range(2)
+    )
+    old.state.best_epoch = 1
+    watch = Watch(TimeLimit(100.0, 0.0, clock), speed, lambda: 20.0)
+    watch([old, new])
+    assert not old.state.finished
+    clock.now = 81.0
+    watch([old, new])
+    assert (old.state.finished, new.state.finished) == (True, False)
+
+
+def test_a_machine_that_got_slow_gets_fewer_threads(root: Path, backbone: Backbone) -> None:
+    prepared = prepare(recipe_of(), root, backbone)
+    trial = build_trial(recipe_of(), backbone, prepared, root=root, folder=None, display=LogDisplay())
+    watch = Watch(TimeLimit(100.0, 0.0, Clock(0.0)), Speed(1e-3, 1e-3), lambda: 0.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for cost, threads in [(0.0, 4), *[(1.0, 4)] * 8, (10.0, 2)]:
+            trial.state.epoch_seconds += cost
+            trial.state.trained_tokens += 1000
+            watch([trial])
+            assert torch.get_num_threads() == threads
+        assert watch.slowness > 3
     finally:
         torch.set_num_threads(before)
 

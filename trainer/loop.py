@@ -20,7 +20,7 @@ from prefixbank.trainer.interruption import catch_interruption
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -39,12 +39,21 @@ class Loop:
     Args:
         most_trials: how many share a step.
         judge: asked after every epoch of a trial; it may end it by `Trial.fail`.
+        watch: asked after every step, with the running trials; it may end some as well.
     """
 
-    def __init__(self, pack: Pack, *, most_trials: int = 1, judge: Callable[[Trial], None] | None = None) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        most_trials: int = 1,
+        judge: Callable[[Trial], None] | None = None,
+        watch: Callable[[Sequence[Trial]], None] | None = None,
+    ) -> None:
         self.pack = pack
         self.most_trials = most_trials
         self.judge = judge
+        self.watch = watch
         self.running: list[Trial] = []
         self._saved_at = time.monotonic()
 
@@ -64,6 +73,8 @@ class Loop:
                 if not any(trial.state.finished for trial in self.running):
                     self.step()
                     self._close_epochs()
+                    if self.watch is not None:
+                        self.watch(self.running)
                 yield from self._ended()
                 self._save_sometimes()
 

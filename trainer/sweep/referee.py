@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prefixbank.trainer.sweep.pruning import expected_epochs
 from prefixbank.trainer.sweep.record import PRUNED
+from prefixbank.trainer.sweep.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from prefixbank.trainer.prepare import Prepared
     from prefixbank.trainer.sweep.search import Search
     from prefixbank.trainer.sweep.speed import Speed
     from prefixbank.trainer.sweep.time_limit import Pace, TimeLimit
@@ -58,6 +58,7 @@ class Referee:
         self.pace = pace
         self.limit = limit
         self.speed = speed
+        self.watch = None if limit is None or speed is None else Watch(limit, speed, self._reserve)
 
     def __call__(self, trial: Trial) -> None:
         """Asked by the loop after a trial's epoch; trials that close theirs in the same step are judged together."""
@@ -93,11 +94,15 @@ class Referee:
     def final_seconds(self, search: Search) -> float:
         """What the runs of the best settings and all that follows will take."""
         again = (search.section.seeds - 1) * search.base.optimiser.epochs * self._epoch_seconds(search)
-        return again + self.closing_seconds(search)
+        return again + self._closing_seconds(search)
 
-    def closing_seconds(self, search: Search) -> float:
-        """What evaluation, the served check and reports of the best settings' runs will take."""
-        chosen, reported = evaluated_tokens(search.prepared)
+    def closing(self) -> float:
+        """What is to be done after the last step of the best settings' runs, for all searches."""
+        return sum(map(self._closing_seconds, self.searches))
+
+    def _closing_seconds(self, search: Search) -> float:
+        """Evaluation, the served check and reports."""
+        chosen, reported = search.held_out_tokens
         tokens = search.section.seeds * (chosen + reported) + reported
         return tokens * self._evaluated_token_seconds() + CLOSING_S
 
@@ -145,7 +150,7 @@ class Referee:
 
     def _measured_epoch(self, search: Search) -> float:
         assert self.speed is not None, "asked for a time without a limit. This is a bug."
-        chosen, _ = evaluated_tokens(search.prepared)
+        chosen, _ = search.held_out_tokens
         return epoch_tokens(search) * self.speed.train + chosen * self.speed.evaluate
 
     def _overhead(self) -> float:
@@ -155,7 +160,7 @@ class Referee:
 
     def _evaluated_token_seconds(self) -> float:
         assert self.speed is not None, "asked for a time without a limit. This is a bug."
-        return self.speed.evaluate
+        return self.speed.evaluate * max(1.0, self.watch.slowness if self.watch is not None else 1.0)
 
     def _running(self) -> list[Running]:
         return [Running(search, *item) for search in self.searches for item in search.running.items()]
@@ -168,16 +173,18 @@ class Timekeeper:
     """Stops the runs of the best settings where their time is up, all at the same epoch.
 
     Args:
-        limit: by when all must be done; None where there is time.
-        closing_s: what is to be done after the last step.
         trials: the runs; it may grow.
+        referee: the search's, which knows by when all must be done and how fast the machine is.
     """
 
-    def __init__(self, trials: Sequence[Trial], pace: Pace, limit: TimeLimit | None, closing_s: float) -> None:
+    def __init__(self, trials: Sequence[Trial], pace: Pace, referee: Referee) -> None:
         self.trials = trials
         self.pace = pace
-        self.limit = limit
-        self.closing_s = closing_s
+        self.limit = referee.limit
+        self.referee = referee
+        self.watch: Watch | None = None
+        if referee.limit is not None and referee.speed is not None:
+            self.watch = Watch(referee.limit, referee.speed, referee.closing)
 
     def __call__(self, trial: Trial) -> None:
         """Asked by the loop after a trial's epoch."""
@@ -187,7 +194,7 @@ class Timekeeper:
             return
         overhead = self.pace.wall / max(self.pace.trained, 1e-9)
         next_epoch = sum(one.state.curve[-1].seconds for one in alive if one.state.curve) * overhead
-        if next_epoch * MARGIN + self.closing_s < self.limit.left:
+        if next_epoch * MARGIN + self.referee.closing() < self.limit.left:
             return
         for one in alive:
             one.state.finished = True
@@ -200,13 +207,6 @@ def epoch_tokens(search: Search) -> int:
     items = [item.num_tokens for part in parts for item in part.items["train"]]
     rows = min(len(items), search.base.optimiser.epoch_rows or len(items))
     return round(sum(items) * rows / len(items))
-
-
-def evaluated_tokens(prepared: Prepared) -> tuple[int, int]:
-    """Tokens of the validation rows and of the reported rows."""
-    chosen = sum(item.num_tokens for part in prepared.parts.values() for item in part.items["validation"])
-    reported = sum(item.num_tokens for part in prepared.parts.values() for item in part.items[part.reported])
-    return chosen, reported
 
 
 def _is_about_to_close(trial: Trial) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefixbank.model_store.durable import replace_file
@@ -89,6 +90,14 @@ class Search:
     def prepared(self) -> Prepared:
         """The rows of the recipe itself."""
         return self.rows.of(self.base)
+
+    @cached_property
+    def held_out_tokens(self) -> tuple[int, int]:
+        """Tokens of the validation rows and of the reported rows."""
+        parts = self.prepared.parts.values()
+        splits = [(part.items["validation"], part.items[part.reported]) for part in parts]
+        chosen = sum(item.num_tokens for validation, _ in splits for item in validation)
+        return chosen, sum(item.num_tokens for _, reported in splits for item in reported)
 
     @property
     def has_unfinished(self) -> bool:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from prefixbank.trainer.sweep.search import Job
     from prefixbank.trainer.sweep.speed import Speed
     from prefixbank.trainer.sweep.time_limit import TimeLimit
+    from prefixbank.trainer.sweep.watch import Watch
     from prefixbank.trainer.sweep_display import SweepDisplay
     from prefixbank.trainer.trial import Trial
 
@@ -125,7 +126,7 @@ class _Supply:
 def _search(searches: Sequence[Search], referee: Referee) -> None:
     supply = _Supply(searches, referee)
     try:
-        for trial in _run(supply, searches, referee):
+        for trial in _run(supply, searches, referee, referee.watch):
             search = next(search for search in searches if search.number_of(trial) is not None)
             search.end(trial)
             report.write_sweep(record_of(search, None), search.job.out)
@@ -136,7 +137,6 @@ def _search(searches: Sequence[Search], referee: Referee) -> None:
 def _conclude(searches: Sequence[Search], referee: Referee, show: Show, verify: Verify | None) -> list[Result]:
     finals: dict[str, list[Built]] = {search.job.name: [] for search in searches}
     trials: list[Trial] = []
-    closing_s = sum(map(referee.closing_seconds, searches)) if referee.limit is not None else 0.0
     with ExitStack() as shown:
 
         def supply() -> Iterator[Built]:
@@ -147,9 +147,9 @@ def _conclude(searches: Sequence[Search], referee: Referee, show: Show, verify: 
                     trials.append(built.trial)
                     yield built
 
-        timekeeper = Timekeeper(trials, _pace(referee.limit), referee.limit, closing_s)
+        timekeeper = Timekeeper(trials, _pace(referee.limit), referee)
         try:
-            for trial in _run(supply(), searches, timekeeper):
+            for trial in _run(supply(), searches, timekeeper, timekeeper.watch):
                 _tell_end(trial)
         except TrainingInterrupted as stop:
             raise _interrupted(searches) from stop
@@ -190,14 +190,16 @@ def _comment(search: Search, result: Result, path: Path) -> str:
     )
 
 
-def _run(supply: Iterable[Built], searches: Sequence[Search], judge: Callable[[Trial], None]) -> Iterator[Trial]:
+def _run(
+    supply: Iterable[Built], searches: Sequence[Search], judge: Callable[[Trial], None], watch: Watch | None
+) -> Iterator[Trial]:
     """Trials as they end. Full fine-tuning moves a backbone of its own, so those run one by one."""
     if searches[0].base.method == "full":
         for built in supply:
-            yield from Loop(built.pack, judge=judge).run([built.trial])
+            yield from Loop(built.pack, judge=judge, watch=watch).run([built.trial])
         return
     together = max(search.section.together for search in searches)
-    loop = Loop(searches[0].pack, most_trials=together, judge=judge)
+    loop = Loop(searches[0].pack, most_trials=together, judge=judge, watch=watch)
     yield from loop.run(map(operator.attrgetter("trial"), supply))
 
 
