@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 RECIPE_FILE, PLAN_FILE = "recipe.toml", "search.toml"
 SENTENCES = (TaskFamily.TEXT_CLASSIFICATION, TaskFamily.MULTIPLE_CHOICE)
 FIRST = {
-    True: ({"length": 16}, {"prompt_rate": 2e-2, "head_rate": 1e-2}),
+    True: ({"length": 16}, {"prompt_rate": 3e-2, "head_rate": 1.5e-2}),
     False: ({"length": 64}, {"prompt_rate": 4e-2, "head_rate": 5e-3}),
 }
 """What is tried first, for sentences and for hard sequence tasks."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MEASURED_S = 2.0
 TRIED_S = 0.7
+TRIED_ROWS = 16
 FASTER = 0.95
 """More threads must take at most this share of the time of fewer."""
 EVALUATED_ROWS = 64
@@ -52,7 +53,7 @@ def measure(
 def fit_threads(
     pack: Pack, trial: Trial, *, seconds: float = TRIED_S, clock: Callable[[], float] = time.monotonic
 ) -> int:
-    """Set and return the number of threads with which steps are fastest on this CPU now, up to as many as are set.
+    """Set and return the number of threads with which a forward is fastest on this CPU now, up to as many as are set.
 
     Threads wait for each other at every operation: on a machine whose cores others use, one alone may be many times
     faster than two.
@@ -62,10 +63,10 @@ def fit_threads(
         return most
     fastest, found, number = math.inf, most, 1
     torch.set_num_threads(number)
-    _step(pack, trial, 1, 0)
+    _forward(pack, trial)
     while True:
         torch.set_num_threads(number)
-        took = _seconds_a_token(pack, trial, 1, seconds, clock)
+        took = _seconds_a_forward(pack, trial, seconds, clock)
         if took > FASTER * fastest:
             break
         fastest, found = took, number
@@ -74,6 +75,19 @@ def fit_threads(
         number = min(2 * number, most)
     torch.set_num_threads(found)
     return found
+
+
+def _seconds_a_forward(pack: Pack, trial: Trial, seconds: float, clock: Callable[[], float]) -> float:
+    began, count = clock(), 0
+    while not count or clock() - began < seconds:
+        _forward(pack, trial)
+        count += 1
+    return (clock() - began) / count
+
+
+def _forward(pack: Pack, trial: Trial) -> None:
+    part = trial.parts[0]
+    pack.predict(trial, part, part.train[:TRIED_ROWS])
 
 
 def _seconds_a_token(pack: Pack, trial: Trial, together: int, seconds: float, clock: Callable[[], float]) -> float:
