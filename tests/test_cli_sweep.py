@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from prefixbank import cli
 from prefixbank.model_store import artifact
@@ -18,7 +19,7 @@ from tests.sweep_cases import write_texts
 from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     Run = Callable[..., tuple[int, str, str]]
@@ -37,6 +38,14 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.toml").write_text(f"{head}[data]\n{data}{tail}")
     (tmp_path / "both.toml").write_text(f"{head}[tasks.left.data]\n{data}[tasks.right.data]\n{data}{tail}")
     return tmp_path
+
+
+@pytest.fixture
+def _same_threads() -> Iterator[None]:
+    """A command may set how many there are."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -105,6 +114,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on(
     assert run("sweep", "one.toml", *FEW, "--resume")[0] == 0
 
 
+@pytest.mark.usefixtures("_same_threads")
 def test_rows_alone_are_enough(run: Run, folder: Path) -> None:
     backbone = str(tiny_backbone_folder(folder, "bert"))
     arguments = ["--data", "texts.jsonl", "--backbone", backbone, "--budget", "6s", "--set", "prompt.init=labels"]
@@ -119,7 +129,8 @@ def test_rows_alone_are_enough(run: Run, folder: Path) -> None:
     assert set(space.space) == {"prompt.length", "optimiser.prompt_rate", "optimiser.head_rate"}
     assert run("train", "runs/texts/recipe.toml", "--out", "again")[0] == 0
     reports = [json.loads((folder / name / "report.json").read_text()) for name in ("runs/texts", "again")]
-    assert reports[0]["metrics"]["validation"] == reports[1]["metrics"]["validation"]
+    curves = [[epoch["validation"]["accuracy"] for epoch in report["curve"]] for report in reports]
+    assert curves[0] == curves[1][: len(curves[0])], "time may have ended the first one early"
 
 
 @pytest.mark.parametrize(

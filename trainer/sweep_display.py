@@ -113,7 +113,7 @@ class LogSweepDisplay:
 
     def start(self, num_trials: int | None) -> None:
         self._standings.num_trials = num_trials
-        logger.info("sweep of %s trials", "as many as time allows" if num_trials is None else num_trials)
+        logger.info("sweep of %s", "as many trials as time allows" if num_trials is None else f"{num_trials} trials")
 
     def trial(self, number: int, settings: Mapping[str, Any], state: str) -> None:
         line = self._standings.trial(number, settings, state)

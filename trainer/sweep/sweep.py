@@ -186,8 +186,15 @@ def _comment(search: Search, result: Result, path: Path) -> str:
     return (
         f"The best of {len(search.records)} trials by validation {search.metric}.\n"
         f"{result.split} {search.metric} {result.mean:.4f} +- {result.std:.4f} {seeds}; this one's artifact was kept.\n"
-        f"Train it again: prefixbank train {path}"
+        f"{_ended_early(result)}Train it again: prefixbank train {path}"
     )
+
+
+def _ended_early(result: Result) -> str:
+    section, done = result.recipe.optimiser, len(result.trained.report["curve"])
+    if done == section.epochs or result.recipe.selection.patience is not None:
+        return ""
+    return f"Time ended it after epoch {done} of {section.epochs}.\n"
 
 
 def _run(
