@@ -46,7 +46,7 @@ class Run:
     settings: list[str]
     """What was changed in the recipe."""
     recipe: str
-    """SHA-256 of the recipe file: other settings are other runs."""
+    """Digest of every fact of the run but its seed: other facts are other runs."""
     metric: str
     score: float
     """On the reported split."""
@@ -74,7 +74,7 @@ def measure(task: str, method: str, seed: int, settings: Sequence[str]) -> Run:
         method,
         seed,
         list(settings),
-        _digest(task),
+        _digest(task, method, settings),
         metric,
         report["metrics"][split][metric],
         report["metrics"]["validation"][metric],
@@ -97,13 +97,29 @@ def _report(path: Path, changes: Sequence[str], folder: Path, *, is_full: bool) 
 def _shared(task: str, seed: int, settings: Sequence[str], folder: Path) -> Path:
     """The artifact of a prompt that was trained on the whole family of data sets first."""
     path = RECIPES / f"{FAMILY_OF_TASKS[task]}.toml"
-    shared = [setting for setting in settings if setting.startswith("prompt.")]
-    trained = train(load(path, [*shared, f"seed={seed}"]), folder / "shared", root=path.parent)
+    trained = train(load(path, [*_common(settings), f"seed={seed}"]), folder / "shared", root=path.parent)
     return trained.folders[task].resolve()
 
 
-def _digest(task: str) -> str:
-    return hashlib.sha256((RECIPES / f"{task}.toml").read_bytes()).hexdigest()[:12]
+def _digest(task: str, method: str, settings: Sequence[str]) -> str:
+    """Of the resolved recipes; a run without a prompt is not another run because the prompt's settings are others."""
+    paths = [RECIPES / f"{task}.toml"]
+    if method == "multitask":
+        paths.append(RECIPES / f"{FAMILY_OF_TASKS[task]}.toml")
+    facts = [load(path, _common(settings) if path != paths[0] else settings).model_dump(mode="json") for path in paths]
+    for recipe in facts:
+        recipe.pop("seed")
+        recipe.pop("report")
+        recipe.pop("sweep")
+        if method in ("head", "full"):
+            recipe.pop("prompt")
+            recipe["optimiser"].pop("prompt_rate")
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _common(settings: Sequence[str]) -> list[str]:
+    """Those that the recipe of a family of tasks takes too."""
+    return [setting for setting in settings if setting.startswith("prompt.")]
 
 
 def kept(file: Path) -> list[Run]:
@@ -113,7 +129,7 @@ def kept(file: Path) -> list[Run]:
 
 
 def _is_done(runs: Sequence[Run], task: str, method: str, seed: int, settings: Sequence[str]) -> bool:
-    wanted = (task, method, seed, list(settings), _digest(task))
+    wanted = (task, method, seed, list(settings), _digest(task, method, settings))
     return any((run.task, run.method, run.seed, run.settings, run.recipe) == wanted for run in runs)
 
 
