@@ -109,6 +109,15 @@ def test_the_artifact_holds_the_tuned_threshold(root: Path, tmp_path: Path, back
     assert spec.null_threshold not in (None, 0.0)
 
 
+def test_an_epoch_is_judged_with_the_threshold_it_would_be_stored_with(
+    root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    prompt = {"length": 6, "dtype": "float32"}
+    report = run("question-answering", root, tmp_path, backbone, prompt=prompt, optimiser={"epochs": 2}).report
+    best = report["curve"][report["selection"]["epoch"] - 1]["validation"]
+    assert best["f1"] == pytest.approx(report["metrics"]["validation"]["f1"], abs=1e-9)
+
+
 def test_a_verbalizer_starts_from_the_backbones_own_words(root: Path, tmp_path: Path, backbone: Backbone) -> None:
     trained = run("text-classification", root, tmp_path, backbone, optimiser={"epochs": 1, "head_rate": 0.0})
     assert trained.prompt is not None
