@@ -77,6 +77,13 @@ def test_tags_say_how_spans_are_written(tags: list[str], scheme: str, tmp_path: 
         assert found["data"] == {"format": "conll", "scheme": scheme}
 
 
+def test_a_language_before_every_word_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("en:Rio\tB-LOC\nen::\tO\n")
+    assert guess(tmp_path / "a")["data"]["word_prefix"] == "en:"
+    (tmp_path / "a").write_text("en:Rio\tB-LOC\nRio\tB-LOC\n")
+    assert "word_prefix" not in guess(tmp_path / "a")["data"]
+
+
 def test_choices_questions_and_roles_are_known_by_their_shape(tmp_path: Path) -> None:
     copa = [{"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": n % 2} for n in range(4)]
     found = guess(jsonl(tmp_path / "copa.jsonl", copa))

@@ -105,13 +105,26 @@ def test_a_test_file_without_labels_is_refused_in_one_sentence(shared_data: Path
     [
         ("ner/conll04/conll04_train.json", 922, {"text": ["tokens"], "label": "tags", "scheme": "bilou"}),
         ("ner/wnut17/emerging.test.annotated", 1287, {}),
-        ("ner/wikiann_en/dev", 10_000, {}),
+        ("ner/wikiann_en/dev", 10_000, {"word_prefix": "en:"}),
     ],
 )
 def test_real_sentences_have_no_bad_row(shared_data: Path, name: str, rows: int, fields: dict[str, Any]) -> None:
     recipe = parse({"family": "token-classification", "data": {"train": name, **fields}})
     reading = read(recipe, recipe.data.train, shared_data)
     assert (len(reading.rows), reading.skipped) == (rows, ())
+
+
+def test_a_prefix_of_every_word_is_no_part_of_it(tmp_path: Path) -> None:
+    written(tmp_path, "a.conll", "en:Rio\tB-LOC\nen::\tO\n\nRio\tB-LOC\n\nen:\tO\n")
+    fields = {"train": "a.conll", "word_prefix": "en:", "tolerance": 0.9}
+    recipe = parse({"family": "token-classification", "data": fields})
+    assert recipe.data is not None
+    reading = read(recipe, recipe.data.train, tmp_path)
+    assert [row.words for row in reading.rows] == [("Rio", ":")]
+    assert [fault.problem for fault in reading.skipped] == [
+        "found the word 'Rio', wanted one that begins with 'en:'",
+        "found an empty word",
+    ]
 
 
 def test_iobes_and_brackets_are_rewritten() -> None:

@@ -25,6 +25,8 @@ MOST_LABELS = 200
 RARE = 0.6
 """Where one label has this share of the rows, accuracy would choose a prompt that says nothing else."""
 _CHOICE = re.compile(r"(?:choice|option|ending|alternative)_?(\d+|[A-Ea-e])", re.ASCII)
+_LANGUAGE = re.compile(r"[a-z]{2,3}:", re.ASCII)
+"""WikiANN's words begin with the code of their language."""
 _TAG = re.compile(r"O|[BIESLU]-\S+", re.ASCII)
 
 
@@ -119,6 +121,10 @@ def _columns(found: Columns, path: Path) -> dict[str, Any]:
     data: dict[str, Any] = {"format": "conll", "scheme": scheme}
     if all(cells[0].isdecimal() for cells in rows) and len(rows[0]) > 2:
         data["word_column"] = 1
+    words = [cells[data.get("word_column", 0)] for cells in rows]
+    language = _LANGUAGE.match(words[0])
+    if language and all(word.startswith(language[0]) for word in words):
+        data["word_prefix"] = language[0]
     return data
 
 

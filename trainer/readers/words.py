@@ -49,7 +49,7 @@ def column_words(block: Block, data: DataSection) -> WordsExample:
     """The example of a sentence in columns.
 
     Raises:
-        BadRow: a line lacks a column, or a tag is none of the scheme's.
+        BadRow: a line lacks a column or the prefix of words, or a tag is none of the scheme's.
     """
     pairs = [_word_and_tag(row, data) for row in block.rows]
     return _example([word for word, _ in pairs], [tag for _, tag in pairs], data, block.where)
@@ -73,9 +73,13 @@ def _word_and_tag(row: Cells, data: DataSection) -> tuple[str, str]:
     columns = (data.word_column, data.tag_column)
     if any(not -len(row.cells) <= column < len(row.cells) for column in columns) or len(row.cells) < 2:
         raise BadRow(f"found {len(row.cells)} columns, wanted word and tag in columns {columns}", row.line)
-    if not row.cells[columns[0]]:
+    word, tag = (row.cells[column] for column in columns)
+    if not word.startswith(data.word_prefix):
+        raise BadRow(f"found the word {shown(word)}, wanted one that begins with {data.word_prefix!r}", row.line)
+    word = word.removeprefix(data.word_prefix)
+    if not word:
         raise BadRow("found an empty word", row.line)
-    return row.cells[columns[0]], row.cells[columns[1]]
+    return word, tag
 
 
 def _example(words: Sequence[str], tags: Sequence[str], data: DataSection, where: str) -> WordsExample:

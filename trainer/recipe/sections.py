@@ -115,6 +115,8 @@ class DataSection(Section):
     """Label in the file to label in the answers, such as `0 = "negative"`. Unlisted labels stay."""
     word_column: int = 0
     """CoNLL: column of the word; negative counts from the end."""
+    word_prefix: str = ""
+    """CoNLL: what every word of the file begins with and is no part of it, such as the "en:" of WikiANN."""
     tag_column: int = -1
     """CoNLL: column of the tag. -1 for CoNLL-2003 and WNUT17."""
     scheme: Literal["iob1", "iob2", "bilou", "iobes", "brackets"] = "iob2"
