@@ -46,7 +46,7 @@ FULL_EPOCHS: dict[str, int] = {
 """Fine-tuning has learned sooner."""
 
 HEAD = ['method="head"', "optimiser.head_rate=1e-2", "optimiser.epochs=10"]
-SHALLOW = ['method="shallow"', "prompt.length=20"]
+SHALLOW = ['method="shallow"', "prompt.length=20", "optimiser.prompt_rate=2e-2"]
 FULL = [
     'method="full"',
     "optimiser.backbone_rate=1e-4",

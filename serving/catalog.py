@@ -74,6 +74,9 @@ class TaskFacts(NamedTuple):
     family: str
     labels: tuple[str, ...]
     prefix_length: int
+    """Keys and values of a deep prompt, per layer."""
+    shallow_length: int
+    """Vectors of a shallow prompt, which every row is longer by."""
     max_tokens: int
     is_pair: bool
     created: str
@@ -298,6 +301,7 @@ def _facts_of(prompt: LoadedPrompt) -> TaskFacts:
         task.family.value,
         task.labels,
         prompt.staged.prefix_length,
+        prompt.staged.num_virtual,
         prompt.max_tokens,
         task.preprocessing.pair,
         task.provenance.created,

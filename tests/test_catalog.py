@@ -23,6 +23,7 @@ from prefixbank.serving import catalog as catalog_module
 from prefixbank.serving.catalog import BROKEN_FOR_S, Catalog, Events
 from prefixbank.serving.memory_store import MemoryStore
 from tests.serving_cases import FakeClock, random_prompt
+from tests.shallow_cases import shallow
 from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
@@ -251,7 +252,18 @@ def test_a_broken_task_is_listed_with_its_error_beside_the_whole_ones(
     assert "TensorFile" in str(bad.error)
     assert (good.address, good.error) == (B, None)
     assert good.facts is not None
-    assert good.facts.prefix_length == 17
+    assert (good.facts.prefix_length, good.facts.shallow_length) == (17, 0)
+
+
+def test_a_task_says_how_many_vectors_stand_before_its_text(
+    backbone: Backbone, store: PromptStore, open_catalog: Callable[..., Catalog]
+) -> None:
+    put(store, A, shallow(random_prompt(backbone, 0, seed=1), 5))
+    catalog = open_catalog(store)
+    catalog.follow_once()
+    [task] = catalog.tasks()
+    assert task.facts is not None
+    assert (task.facts.prefix_length, task.facts.shallow_length) == (0, 5)
 
 
 def test_a_store_that_vanishes_for_a_while_does_not_end_the_follower(

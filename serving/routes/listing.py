@@ -32,7 +32,8 @@ def _entry(task: TaskStatus, parent: str) -> dict[str, Any]:
     }
     if facts := task.facts:
         entry |= {"created": _epoch_s(facts.created), "task": facts.family, "labels": facts.labels}
-        entry |= {"takes_pairs": facts.is_pair, "max_tokens": facts.max_tokens, "prefix_length": facts.prefix_length}
+        entry |= {"takes_pairs": facts.is_pair, "max_tokens": facts.max_tokens}
+        entry |= {"prefix_length": facts.prefix_length, "shallow_length": facts.shallow_length}
         entry |= {"settings": facts.settings} if facts.settings else {}
     return entry
 
