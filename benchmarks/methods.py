@@ -11,6 +11,7 @@ the reported split, which chose nothing. It refuses to know how anything is trai
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import statistics
 import tempfile
@@ -25,7 +26,7 @@ from benchmarks.environment import commit, hardware
 from benchmarks.methods_settings import FAMILY_OF_TASKS, METHODS, QUICK, TASKS, settings_of
 from prefixbank.cli_train import served_logits
 from prefixbank.trainer.recipe import load
-from prefixbank.trainer.run import train
+from prefixbank.trainer.run import ARTIFACT_FOLDER, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,13 +62,12 @@ class Run:
     hardware: str
 
 
-def measure(task: str, method: str, seed: int, settings: Sequence[str]) -> Run:
+def measure(task: str, method: str, seed: int, settings: Sequence[str], folder: Path) -> Run:
     """Train once; a prompt passes the serving check or the run stops, so no score is one that nobody can be served."""
-    with tempfile.TemporaryDirectory() as folder:
-        changes = [*settings, f"seed={seed}"]
-        if method == "multitask":
-            changes += ['prompt.init="stored"', f'prompt.start="{_shared(task, seed, settings, Path(folder))}"']
-        report = _report(RECIPES / f"{task}.toml", changes, Path(folder) / "run", is_full=method == "full")
+    changes = [*settings, f"seed={seed}"]
+    if method == "multitask":
+        changes += ['prompt.init="stored"', f'prompt.start="{_shared(task, seed, settings, folder)}"']
+    report = _report(RECIPES / f"{task}.toml", changes, folder / f"{task}-{method}-{seed}", is_full=method == "full")
     metric, split = report["selection"]["metric"], report["reported_split"]
     return Run(
         task,
@@ -95,10 +95,12 @@ def _report(path: Path, changes: Sequence[str], folder: Path, *, is_full: bool) 
 
 
 def _shared(task: str, seed: int, settings: Sequence[str], folder: Path) -> Path:
-    """The artifact of a prompt that was trained on the whole family of data sets first."""
-    path = RECIPES / f"{FAMILY_OF_TASKS[task]}.toml"
-    trained = train(load(path, [*_common(settings), f"seed={seed}"]), folder / "shared", root=path.parent)
-    return trained.folders[task].resolve()
+    """The artifact of a prompt that was trained on the whole family of data sets first, once for all of them."""
+    path, out = RECIPES / f"{FAMILY_OF_TASKS[task]}.toml", folder / f"{FAMILY_OF_TASKS[task]}-{seed}"
+    artifact = out / task / ARTIFACT_FOLDER
+    if not artifact.exists():
+        train(load(path, [*_common(settings), f"seed={seed}"]), out, root=path.parent)
+    return artifact.resolve()
 
 
 def _digest(task: str, method: str, settings: Sequence[str]) -> str:
@@ -159,22 +161,27 @@ def main(
     methods: Annotated[str, typer.Option(help=f"of {', '.join(METHODS)}")] = ",".join(METHODS),
     seeds: Annotated[int, typer.Option(help="runs of each, from seed 11 on")] = 3,
     keep: Annotated[Path, typer.Option(help="where runs are kept, a line each")] = KEPT,
+    runs: Annotated[
+        Path | None, typer.Option(help="a folder for artifacts and reports; else they are not kept")
+    ] = None,
     threads: Annotated[int, typer.Option(help="of torch; 1 where another benchmark has the other core")] = 1,
     show: Annotated[bool, typer.Option("--show", help="only print what is kept")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="a few rows, one epoch: only whether it runs")] = False,
 ) -> None:
     """Run what is not kept yet, seed by seed, and print the table: mean ± deviation (trained share, seeds)."""
     torch.set_num_threads(threads)
-    for seed in () if show else range(FIRST_SEED, FIRST_SEED + seeds):
-        for task in tasks or TASKS:
-            for method in methods.split(","):
-                settings = settings_of(task, method)
-                if settings is None or (not quick and _is_done(kept(keep), task, method, seed, settings)):
-                    continue
-                run = measure(task, method, seed, [*settings, *(QUICK[task] if quick else ())])
-                with keep.open("a") as file:
-                    file.write(json.dumps(asdict(run)) + "\n")
-                typer.echo(f"{task} {method} {seed}: {run.metric} {run.score:.4f}, {run.train_seconds:.0f} s", err=True)
+    every_seed = () if show else range(FIRST_SEED, FIRST_SEED + seeds)
+    wanted = itertools.product(every_seed, tasks or TASKS, methods.split(","))
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed, task, method in wanted:
+            settings = settings_of(task, method)
+            if settings is None or (not quick and _is_done(kept(keep), task, method, seed, settings)):
+                continue
+            changes = [*settings, *(QUICK[task] if quick else ())]
+            run = measure(task, method, seed, changes, runs or Path(temporary))
+            with keep.open("a") as file:
+                file.write(json.dumps(asdict(run)) + "\n")
+            typer.echo(f"{task} {method} {seed}: {run.metric} {run.score:.4f}, {run.train_seconds:.0f} s", err=True)
     typer.echo("\n".join(table(kept(keep))))
 
 
