@@ -104,18 +104,19 @@ def _shared(task: str, seed: int, settings: Sequence[str], folder: Path) -> Path
 
 
 def _digest(task: str, method: str, settings: Sequence[str]) -> str:
-    """Of the resolved recipes; a run without a prompt is not another run because the prompt's settings are others."""
+    """Of the resolved recipes, defaults left out: fields that are new do not make old runs others, nor do the prompt's
+    settings those that have none."""
     paths = [RECIPES / f"{task}.toml"]
     if method == "multitask":
         paths.append(RECIPES / f"{FAMILY_OF_TASKS[task]}.toml")
-    facts = [load(path, _common(settings) if path != paths[0] else settings).model_dump(mode="json") for path in paths]
-    for recipe in facts:
-        recipe.pop("seed")
-        recipe.pop("report")
-        recipe.pop("sweep")
+    facts = []
+    for path in paths:
+        recipe = load(path, _common(settings) if path != paths[0] else settings)
+        fields = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"seed", "report", "sweep"})
         if method in ("head", "full"):
-            recipe.pop("prompt")
-            recipe["optimiser"].pop("prompt_rate")
+            fields.pop("prompt", None)
+            fields.get("optimiser", {}).pop("prompt_rate", None)
+        facts.append(fields)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -131,8 +132,8 @@ def kept(file: Path) -> list[Run]:
 
 
 def _is_done(runs: Sequence[Run], task: str, method: str, seed: int, settings: Sequence[str]) -> bool:
-    wanted = (task, method, seed, list(settings), _digest(task, method, settings))
-    return any((run.task, run.method, run.seed, run.settings, run.recipe) == wanted for run in runs)
+    wanted = (task, method, seed, _digest(task, method, settings))
+    return any((run.task, run.method, run.seed, run.recipe) == wanted for run in runs)
 
 
 def table(runs: Sequence[Run]) -> Iterator[str]:
@@ -148,7 +149,7 @@ def table(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _cell(runs: Sequence[Run]) -> str:
-    newest = [run for run in runs if (run.settings, run.recipe) == (runs[-1].settings, runs[-1].recipe)]
+    newest = [run for run in runs if run.recipe == runs[-1].recipe]
     if not newest:
         return "-"
     scores = [100 * run.score for run in newest]

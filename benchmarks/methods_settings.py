@@ -26,8 +26,8 @@ EPOCHS: dict[str, int] = {
     "sst2": 5,
     "rte": 5,
     "boolq": 4,
-    "conll04": 24,
-    "wnut17": 12,
+    "conll04": 16,
+    "wnut17": 8,
     "squad1": 3,
     "squad2": 3,
     "srl_ewt": 5,
@@ -45,14 +45,14 @@ FULL_EPOCHS: dict[str, int] = {
 }
 """Fine-tuning has learned sooner."""
 
-HEAD = ['method="head"', "optimiser.head_rate=1e-2", "optimiser.epochs=10"]
+HEAD = ['method="head"', "optimiser.head_rate=1e-2", "optimiser.epochs=10", "optimiser.batch_rows=32"]
 SHALLOW = ['method="shallow"', "prompt.length=20", "optimiser.prompt_rate=2e-2"]
 FULL = [
     'method="full"',
     "optimiser.backbone_rate=1e-4",
     "optimiser.head_rate=1e-3",
     "optimiser.backbone_dropout=true",
-    "optimiser.schedule=linear",
+    "optimiser.batch_rows=32",
 ]
 OWN: dict[tuple[str, str], list[str]] = {
     ("conll04", "full"): ["optimiser.backbone_rate=2e-4"],
