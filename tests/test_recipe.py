@@ -240,7 +240,13 @@ def test_every_field_has_a_sentence_of_advice() -> None:
     assert (bare, Recipe in models, len(models) > 9) == ([], True, True)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+EXAMPLES = [
+    *(ROOT / "examples" / "recipes").glob("*.toml"),
+    *(ROOT / "examples" / "recipes" / "ablations").glob("*.toml"),
+]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES), ids=lambda path: path.stem)
 def test_every_example_recipe_is_valid(path: Path) -> None:
     assert load(path).backbone == "minilm"
 
