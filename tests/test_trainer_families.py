@@ -118,6 +118,13 @@ def test_an_epoch_is_judged_with_the_threshold_it_would_be_stored_with(
     assert best["f1"] == pytest.approx(report["metrics"]["validation"]["f1"], abs=1e-9)
 
 
+def test_rows_that_are_cut_are_told(
+    root: Path, tmp_path: Path, backbone: Backbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("semantic-role-labeling", root, tmp_path, backbone, max_tokens=8, optimiser={"epochs": 1})
+    assert "train: cut 32 of 32 rows, which are longer than max_tokens = 8" in caplog.messages
+
+
 def test_a_verbalizer_starts_from_the_backbones_own_words(root: Path, tmp_path: Path, backbone: Backbone) -> None:
     trained = run("text-classification", root, tmp_path, backbone, optimiser={"epochs": 1, "head_rate": 0.0})
     assert trained.prompt is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,15 @@ from prefixbank.trainer.families import family_for
 from prefixbank.trainer.readers import read_splits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import Preprocessing
     from prefixbank.trainer.families import Family, Item
     from prefixbank.trainer.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 
@@ -77,7 +81,17 @@ def _prepare(recipe: Recipe, root: Path, backbone: Backbone) -> PreparedPart:
         name: family.items(getattr(splits, name), labels, backbone.tokenizer, prep, training=name == "train")
         for name in SPLITS
     }
+    _tell_what_is_cut(items, recipe.max_tokens)
     return PreparedPart(family, labels, prep, items, splits.files, splits.skipped)
+
+
+def _tell_what_is_cut(items: Mapping[str, Sequence[Item]], max_tokens: int) -> None:
+    for split, found in items.items():
+        cut = sum(item.truncated for item in found)
+        if cut:
+            logger.warning(
+                "%s: cut %s of %s rows, which are longer than max_tokens = %s", split, cut, len(found), max_tokens
+            )
 
 
 def check_length(recipe: Recipe, backbone: Backbone) -> None:
