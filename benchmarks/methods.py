@@ -25,11 +25,19 @@ import typer
 from benchmarks.environment import commit, hardware
 from benchmarks.methods_settings import FAMILY_OF_TASKS, METHODS, QUICK, TASKS, settings_of
 from prefixbank.cli_train import served_logits
+from prefixbank.trainer.build import build_trial
+from prefixbank.trainer.loop import Loop
+from prefixbank.trainer.pack import Pack
+from prefixbank.trainer.prepare import prepare
+from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import load
-from prefixbank.trainer.run import ARTIFACT_FOLDER, train
+from prefixbank.trainer.run import ARTIFACT_FOLDER, backbone_for, finish, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from prefixbank.trainer.recipe import Recipe
+    from prefixbank.trainer.run import Trained
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "examples" / "recipes"
@@ -62,19 +70,27 @@ class Run:
     hardware: str
 
 
-def measure(task: str, method: str, seed: int, settings: Sequence[str], folder: Path) -> Run:
-    """Train once; a prompt passes the serving check or the run stops, so no score is one that nobody can be served."""
-    changes = [*settings, f"seed={seed}"]
+def measure(task: str, method: str, seeds: Sequence[int], settings: Sequence[str], folder: Path) -> Iterator[Run]:
+    """Train once per seed; a prompt passes the serving check or all stops: each score is one that can be served."""
+    path = RECIPES / f"{task}.toml"
+    changes = {seed: [*settings, f"seed={seed}"] for seed in seeds}
     if method == "multitask":
-        changes += ['prompt.init="stored"', f'prompt.start="{_shared(task, seed, settings, folder)}"']
-    report = _report(RECIPES / f"{task}.toml", changes, folder / f"{task}-{method}-{seed}", is_full=method == "full")
+        for seed, start in _shared(task, seeds, settings, folder).items():
+            changes[seed] += ['prompt.init="stored"', f'prompt.start="{start}"']
+    recipes = {seed: load(path, found) for seed, found in changes.items()}
+    digest = _digest(task, method, settings)
+    for seed, trained in _train(recipes, lambda seed: folder / f"{task}-{method}-{seed}").items():
+        yield _run(task, method, seed, settings, digest, trained.report)
+
+
+def _run(task: str, method: str, seed: int, settings: Sequence[str], digest: str, report: dict[str, Any]) -> Run:
     metric, split = report["selection"]["metric"], report["reported_split"]
     return Run(
         task,
         method,
         seed,
         list(settings),
-        _digest(task, method, settings),
+        digest,
         metric,
         report["metrics"][split][metric],
         report["metrics"]["validation"][metric],
@@ -89,18 +105,36 @@ def measure(task: str, method: str, seed: int, settings: Sequence[str], folder: 
     )
 
 
-def _report(path: Path, changes: Sequence[str], folder: Path, *, is_full: bool) -> dict[str, Any]:
-    recipe = load(path, changes)
-    return train(recipe, folder, root=path.parent, verify=None if is_full else served_logits).report
+def _train(recipes: dict[int, Recipe], out: Callable[[int], Path]) -> dict[int, Trained]:
+    """Seeds packed through one backbone; a fine-tuned backbone is a seed's own."""
+    first = next(iter(recipes.values()))
+    if first.method == "full":
+        return {seed: train(recipe, out(seed), root=RECIPES) for seed, recipe in recipes.items()}
+    backbone = backbone_for(first, torch.device("cpu"))
+    prepared = {seed: prepare(recipe, RECIPES, backbone) for seed, recipe in recipes.items()}
+    trials = [
+        build_trial(recipe, backbone, prepared[seed], root=RECIPES, folder=None, display=LogDisplay())
+        for seed, recipe in recipes.items()
+    ]
+    pack, found = Pack(backbone), {}
+    for trial in Loop(pack, most_trials=len(trials)).run(trials):
+        seed = trial.recipe.seed
+        if trial.state.failure:
+            raise SystemExit(f"{out(seed)}: {trial.state.failure}")
+        found[seed] = finish(pack, trial, prepared[seed], out(seed), served_logits)
+    return found
 
 
-def _shared(task: str, seed: int, settings: Sequence[str], folder: Path) -> Path:
-    """The artifact of a prompt that was trained on the whole family of data sets first, once for all of them."""
-    path, out = RECIPES / f"{FAMILY_OF_TASKS[task]}.toml", folder / f"{FAMILY_OF_TASKS[task]}-{seed}"
-    artifact = out / task / ARTIFACT_FOLDER
-    if not artifact.exists():
-        train(load(path, [*_common(settings), f"seed={seed}"]), out, root=path.parent)
-    return artifact.resolve()
+def _shared(task: str, seeds: Sequence[int], settings: Sequence[str], folder: Path) -> dict[int, Path]:
+    """The artifacts of prompts that were trained on the whole family of data sets first, once for all of them."""
+    name = FAMILY_OF_TASKS[task]
+    common = _common(settings)
+    artifacts = {seed: folder / f"{name}-{seed}" / task / ARTIFACT_FOLDER for seed in seeds}
+    missing = [seed for seed in seeds if not artifacts[seed].exists()]
+    if missing:
+        recipes = {seed: load(RECIPES / f"{name}.toml", [*common, f"seed={seed}"]) for seed in missing}
+        _train(recipes, lambda seed: folder / f"{name}-{seed}")
+    return {seed: path.resolve() for seed, path in artifacts.items()}
 
 
 def _digest(task: str, method: str, settings: Sequence[str]) -> str:
@@ -122,7 +156,7 @@ def _digest(task: str, method: str, settings: Sequence[str]) -> str:
 
 def _common(settings: Sequence[str]) -> list[str]:
     """Those that the recipe of a family of tasks takes too."""
-    return [setting for setting in settings if setting.startswith("prompt.")]
+    return [setting for setting in settings if setting.startswith(("prompt.", "optimiser.epoch_rows"))]
 
 
 def kept(file: Path) -> list[Run]:
@@ -169,20 +203,22 @@ def main(
     show: Annotated[bool, typer.Option("--show", help="only print what is kept")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="a few rows, one epoch: only whether it runs")] = False,
 ) -> None:
-    """Run what is not kept yet, seed by seed, and print the table: mean ± deviation (trained share, seeds)."""
+    """Run what is not kept yet, seeds packed together, and print the table: mean ± deviation (trained share, seeds)."""
     torch.set_num_threads(threads)
-    every_seed = () if show else range(FIRST_SEED, FIRST_SEED + seeds)
-    wanted = itertools.product(every_seed, tasks or TASKS, methods.split(","))
+    wanted = () if show else itertools.product(tasks or TASKS, methods.split(","))
+    every_seed = range(FIRST_SEED, FIRST_SEED + seeds)
     with tempfile.TemporaryDirectory() as temporary:
-        for seed, task, method in wanted:
+        for task, method in wanted:
             settings = settings_of(task, method)
-            if settings is None or (not quick and _is_done(kept(keep), task, method, seed, settings)):
+            if settings is None:
                 continue
-            changes = [*settings, *(QUICK[task] if quick else ())]
-            run = measure(task, method, seed, changes, runs or Path(temporary))
-            with keep.open("a") as file:
-                file.write(json.dumps(asdict(run)) + "\n")
-            typer.echo(f"{task} {method} {seed}: {run.metric} {run.score:.4f}, {run.train_seconds:.0f} s", err=True)
+            missing = [s for s in every_seed if quick or not _is_done(kept(keep), task, method, s, settings)]
+            changes = [*settings, *(QUICK if quick else ())]
+            for run in measure(task, method, missing, changes, runs or Path(temporary)) if missing else ():
+                with keep.open("a") as file:
+                    file.write(json.dumps(asdict(run)) + "\n")
+                spent = f"{run.train_seconds:.0f} s"
+                typer.echo(f"{task} {method} {run.seed}: {run.metric} {run.score:.4f}, {spent}", err=True)
     typer.echo("\n".join(table(kept(keep))))
 
 

@@ -74,9 +74,13 @@ VERBALIZERS: dict[str, list[str]] = {
     ],
 }
 """Patterns as in Schick and Schütze, 2021; the words are single pieces of BERT's vocabulary."""
-QUICK: dict[str, list[str]] = {
-    task: ["data.train.limit=64", "data.test.limit=32", "data.carve=0.2", "optimiser.epochs=1"] for task in TASKS
-}
+QUICK = [
+    "data.train.limit=64",
+    "data.test.limit=32",
+    "data.carve=0.2",
+    "optimiser.epochs=1",
+    "optimiser.epoch_rows=32",
+]
 """What `--quick` changes beside."""
 
 
