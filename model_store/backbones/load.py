@@ -22,6 +22,7 @@ from prefixbank.model_store.backbones.fingerprint import fingerprint
 from prefixbank.model_store.backbones.lm_head import load_lm_head
 from prefixbank.model_store.backbones.packing import PackRow
 from prefixbank.model_store.backbones.seam import SEAM, SeamLayer, mark
+from prefixbank.model_store.backbones.shape_caches import bound_shape_caches
 from prefixbank.model_store.backbones.sources import locate, read_config, weight_files
 from prefixbank.model_store.errors import BackboneError, UnsupportedBackbone
 from prefixbank.model_store.task_prompt import BackboneRef
@@ -46,6 +47,7 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32, device: to
     """
     if dtype not in DTYPES:
         raise BackboneError(f"a backbone is served in float32, bfloat16 or float16, not {dtype}")
+    bound_shape_caches()
     folder = locate(source)
     architecture = architecture_of(read_config(folder))
     weight_files(folder)
