@@ -93,7 +93,7 @@ def test_a_slice_counts_bad_rows_in_their_place(tmp_path: Path) -> None:
         ("a.tsv", b"text\tlabel\n", "found no rows"),
         ("a.jsonl", b"\n\n", "found no rows"),
         ("a.json", b"[]", "found no rows"),
-        ("a.tsv", gzip.compress(b"text\tlabel\nfine\tx\n"), "found a gzip archive, wanted UTF-8 text"),
+        ("a.tsv", gzip.compress(b"text\tlabel\nfine\tx\n", mtime=0), "found a gzip archive, wanted UTF-8 text"),
         ("a.tsv", "text\tlabel\nfine\tx\n".encode("utf-16"), "found UTF-16 text, wanted UTF-8 text"),
         ("a.tsv", b"text\tlabel\n\0\0\0\n", "found a binary file (a zero at byte 12), wanted UTF-8 text"),
         ("a.jsonl", b"PAR1....", "found a Parquet file, wanted UTF-8 text"),
@@ -105,6 +105,7 @@ def test_a_slice_counts_bad_rows_in_their_place(tmp_path: Path) -> None:
         ("a.json", b"[" * 100_000, ":1: found no JSON: "),
         ("a.txt", b"text\tlabel\nfine\tx\n", "would be read as CoNLL columns, wanted data.format tsv, jsonl or json"),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_a_wrong_file_is_refused_in_one_sentence(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
     (tmp_path / name).write_bytes(content)
