@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import LoggingConfig
 
 from prefixbank.model_store.errors import ServerNotStarted
@@ -49,11 +50,14 @@ def running(config: ServeConfig, run_folder: Path, on_cluster: Callable[[], None
     `on_cluster` is called when the cluster runs: Ray has then put its own handlers for signals in place.
 
     The environment of `serving.front` must have been set before this module was imported.
+
+    Raises:
+        ServerNotStarted: the proxy or a replica did not come up.
     """
     try:
         _start_cluster(config, run_folder)
         on_cluster()
-        serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": config.port})
+        _start_proxy(config)
         _deploy(config)
         yield
     finally:
@@ -74,6 +78,16 @@ def _start_cluster(config: ServeConfig, run_folder: Path) -> None:
         num_cpus=config.num_replicas,
         _temp_dir=str(run_folder),
     )
+
+
+def _start_proxy(config: ServeConfig) -> None:
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": config.port})
+    except (RayError, TimeoutError) as error:
+        found = type(error).__name__
+        raise ServerNotStarted(
+            f"Ray Serve's proxy did not come up in its time ({found}): is the machine busy?"
+        ) from error
 
 
 def _deploy(config: ServeConfig) -> None:
