@@ -5,8 +5,9 @@
 Each prompt of `examples/prompts` answers the rows that its own recipe reports on, through the serving engine, with its
 prefix stored in several ways. Differences are to the fp32 backbone with the prefix as given; beside them stand those
 of the bf16 backbone, whose own rounding is what a loss by storage is to be measured against. Prompts whose data set is
-not beside the checkout are left out. It refuses to print a figure when the fp32 answers do not reach the metric that
-the prompt's trainer reported, or when a quantised pool answers otherwise than its values written out.
+not beside the checkout are left out, and those that answer questions or name roles. It refuses to print a figure when
+the fp32 answers do not reach the metric that the prompt's trainer reported, or when a quantised pool answers otherwise
+than its values written out.
 
 Shape letters: N prompted layers, H heads, P prefix tokens, D head dim.
 """
@@ -28,7 +29,7 @@ from prefixbank.kernels.attention import route_of
 from prefixbank.kernels.quantise import dequantise, quantise
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
-from prefixbank.model_store.task_prompt import BackboneRef, Head, HeadSpec, Pooler
+from prefixbank.model_store.task_prompt import BackboneRef, Head, HeadSpec, Pooler, TaskFamily
 from prefixbank.model_store.tasks.token_classification import word_classes
 from prefixbank.serving.limits import MIB, Limits
 from prefixbank.serving.pool_bytes import PoolBytes, Sizes
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS, RECIPES = ROOT / "examples" / "prompts", ROOT / "examples" / "recipes"
+FAMILIES = (TaskFamily.TEXT_CLASSIFICATION, TaskFamily.TOKEN_CLASSIFICATION)
+"""An answer is a row's label, or the classes of its words."""
 CPU = torch.device("cpu")
 POOL = Limits(pool_bytes=16 * MIB)
 GIB = 1024 * MIB
@@ -150,6 +153,9 @@ def shipped_tasks(backbone: Backbone, limit: int | None) -> Iterator[Task]:
     """Yield the shipped prompts whose rows are at hand; say which are not."""
     for manifest in sorted(PROMPTS.glob("*/*/manifest.json")):
         prompt, name = artifact.read(manifest.parent), "/".join(manifest.parts[-3:-1])
+        if prompt.family not in FAMILIES:
+            typer.echo(f"{name}: left out, answers of {prompt.family} are not compared here", err=True)
+            continue
         recipe = Recipe.model_validate(prompt.provenance.recipe)
         source = None if recipe.data is None else recipe.data.test
         if source is None or not (RECIPES / source.name).exists():

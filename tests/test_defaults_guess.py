@@ -78,9 +78,9 @@ def test_tags_say_how_spans_are_written(tags: list[str], scheme: str, tmp_path: 
 
 
 def test_a_language_before_every_word_is_no_part_of_it(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("en:Rio\tB-LOC\nen::\tO\n")
+    (tmp_path / "a").write_text("en:Rio\tB-LOC\nen::\tO\n\nen:Oslo\tB-LOC\n")
     assert guess(tmp_path / "a")["data"]["word_prefix"] == "en:"
-    (tmp_path / "a").write_text("en:Rio\tB-LOC\nRio\tB-LOC\n")
+    (tmp_path / "a").write_text("en:Rio\tB-LOC\n\nRio\tB-LOC\n")
     assert "word_prefix" not in guess(tmp_path / "a")["data"]
 
 
