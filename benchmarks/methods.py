@@ -71,7 +71,7 @@ class Run:
 
 
 def measure(task: str, method: str, seeds: Sequence[int], settings: Sequence[str], folder: Path) -> Iterator[Run]:
-    """Train once per seed; a prompt passes the serving check or all stops: each score is one that can be served."""
+    """Yield the run of each seed as it ends; a prompt passes the serving check or all stops: scores can be served."""
     path = RECIPES / f"{task}.toml"
     changes = {seed: [*settings, f"seed={seed}"] for seed in seeds}
     if method == "multitask":
@@ -79,7 +79,7 @@ def measure(task: str, method: str, seeds: Sequence[int], settings: Sequence[str
             changes[seed] += ['prompt.init="stored"', f'prompt.start="{start}"']
     recipes = {seed: load(path, found) for seed, found in changes.items()}
     digest = _digest(task, method, settings)
-    for seed, trained in _train(recipes, lambda seed: folder / f"{task}-{method}-{seed}").items():
+    for seed, trained in _train(recipes, lambda seed: folder / f"{task}-{method}-{seed}"):
         yield _run(task, method, seed, settings, digest, trained.report)
 
 
@@ -105,24 +105,25 @@ def _run(task: str, method: str, seed: int, settings: Sequence[str], digest: str
     )
 
 
-def _train(recipes: dict[int, Recipe], out: Callable[[int], Path]) -> dict[int, Trained]:
-    """Seeds packed through one backbone; a fine-tuned backbone is a seed's own."""
+def _train(recipes: dict[int, Recipe], out: Callable[[int], Path]) -> Iterator[tuple[int, Trained]]:
+    """Seeds packed through one backbone, as they end; a fine-tuned backbone is a seed's own."""
     first = next(iter(recipes.values()))
     if first.method == "full":
-        return {seed: train(recipe, out(seed), root=RECIPES) for seed, recipe in recipes.items()}
+        for seed, recipe in recipes.items():
+            yield seed, train(recipe, out(seed), root=RECIPES)
+        return
     backbone = backbone_for(first, torch.device("cpu"))
     prepared = {seed: prepare(recipe, RECIPES, backbone) for seed, recipe in recipes.items()}
     trials = [
         build_trial(recipe, backbone, prepared[seed], root=RECIPES, folder=None, display=LogDisplay())
         for seed, recipe in recipes.items()
     ]
-    pack, found = Pack(backbone), {}
+    pack = Pack(backbone)
     for trial in Loop(pack, most_trials=len(trials)).run(trials):
         seed = trial.recipe.seed
         if trial.state.failure:
             raise SystemExit(f"{out(seed)}: {trial.state.failure}")
-        found[seed] = finish(pack, trial, prepared[seed], out(seed), served_logits)
-    return found
+        yield seed, finish(pack, trial, prepared[seed], out(seed), served_logits)
 
 
 def _shared(task: str, seeds: Sequence[int], settings: Sequence[str], folder: Path) -> dict[int, Path]:
@@ -133,7 +134,7 @@ def _shared(task: str, seeds: Sequence[int], settings: Sequence[str], folder: Pa
     missing = [seed for seed in seeds if not artifacts[seed].exists()]
     if missing:
         recipes = {seed: load(RECIPES / f"{name}.toml", [*common, f"seed={seed}"]) for seed in missing}
-        _train(recipes, lambda seed: folder / f"{name}-{seed}")
+        list(_train(recipes, lambda seed: folder / f"{name}-{seed}"))
     return {seed: path.resolve() for seed, path in artifacts.items()}
 
 
@@ -165,9 +166,9 @@ def kept(file: Path) -> list[Run]:
     return [Run(**json.loads(line)) for line in lines]
 
 
-def _is_done(runs: Sequence[Run], task: str, method: str, seed: int, settings: Sequence[str]) -> bool:
-    wanted = (task, method, seed, _digest(task, method, settings))
-    return any((run.task, run.method, run.seed, run.recipe) == wanted for run in runs)
+def _seeds_done(runs: Sequence[Run], task: str, method: str, settings: Sequence[str]) -> set[int]:
+    wanted = (task, method, _digest(task, method, settings))
+    return {run.seed for run in runs if (run.task, run.method, run.recipe) == wanted}
 
 
 def table(runs: Sequence[Run]) -> Iterator[str]:
@@ -212,7 +213,8 @@ def main(
             settings = settings_of(task, method)
             if settings is None:
                 continue
-            missing = [s for s in every_seed if quick or not _is_done(kept(keep), task, method, s, settings)]
+            done = set() if quick else _seeds_done(kept(keep), task, method, settings)
+            missing = [seed for seed in every_seed if seed not in done]
             changes = [*settings, *(QUICK if quick else ())]
             for run in measure(task, method, missing, changes, runs or Path(temporary)) if missing else ():
                 with keep.open("a") as file:

@@ -1,7 +1,8 @@
 """Settings of `benchmarks.methods`: what a method changes in a task's recipe, and to how many rows a task is cut.
 
-Rates of the deep prompt stand in the recipes and come from sweeps on validation rows (`prefixbank sweep`). The other
-methods were tried at two or three rates each on validation rows; none was chosen on the rows that are reported.
+Rates of the deep prompt stand in the recipes. `examples/recipes/ablations` has the sweeps over rates of answers, rates
+of a shallow prompt and rows of a step; rates of the head alone and of full fine-tuning were not searched. None was
+chosen on the rows that are reported.
 """
 
 from __future__ import annotations

@@ -105,12 +105,12 @@ def _allocated(bench: Bench, route: Route) -> int:
 def _resident(bench: Bench, route: Route) -> int:
     ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
     (PROCESS / "clear_refs").write_text("5")  # begins the record anew
-    before = _status("VmRSS")
+    before = process_bytes("VmRSS")
     _take_steps(bench, route)
-    return _status("VmHWM") - before
+    return process_bytes("VmHWM") - before
 
 
-def _status(name: str) -> int:
+def process_bytes(name: str) -> int:
     """A size of this process in bytes; the kernel gives KiB."""
     lines = (PROCESS / "status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from prefixbank.trainer.recipe import load
 from prefixbank.trainer.report import render_sweep
 from prefixbank.trainer.run import train
 from prefixbank.trainer.sweep import Job, TimeLimit, sweep
+from prefixbank.trainer.sweep.referee import Referee, Timekeeper
 from prefixbank.trainer.sweep.speed import Speed, fit_threads
+from prefixbank.trainer.sweep.time_limit import Pace
 from prefixbank.trainer.sweep.watch import Watch
 from prefixbank.trainer.trial import Trial
 from tests.sweep_cases import Clock, Quiet, recipe_of, swept, write_texts
@@ -212,6 +215,59 @@ def test_time_that_runs_out_in_mid_epoch_ends_what_has_an_epoch(root: Path, back
     clock.now = 81.0
     watch([old, new])
     assert (old.state.finished, new.state.finished) == (True, False)
+
+
+@pytest.mark.parametrize("has_better", [True, False], ids=["of several", "alone"])
+def test_a_trial_without_an_epoch_is_never_taken_for_a_whole_one(
+    has_better: bool, root: Path, backbone: Backbone
+) -> None:
+    prepared = prepare(recipe_of(), root, backbone)
+    judged, begun = (
+        build_trial(recipe_of(), backbone, prepared, root=root, folder=None, display=LogDisplay()) for _ in range(2)
+    )
+    clock = Clock(epoch_s=0.0)
+    pace = Pace(clock)
+    searches = [_searched(judged, None), _searched(begun, object() if has_better else None)]
+    referee = Referee(searches, pace, TimeLimit(100.0, 0.0, clock), Speed(1.0, 1.0))  # type: ignore[arg-type]
+    clock.now = 90.0
+    judged.state.epoch_seconds = 90.0
+    judged.close_epoch({"accuracy": 0.5, "loss": 1.0})
+    referee(judged)
+    assert (judged.state.finished, judged.state.failure) == (True, "")
+    assert begun.state.finished == has_better
+    assert begun.state.failure == ("pruned after epoch 0: no time for more" if has_better else "")
+
+
+def _searched(trial: Trial, best: object) -> SimpleNamespace:
+    """As much of a search with one running trial as a referee asks."""
+    return SimpleNamespace(
+        running={0: trial},
+        records=[],
+        best=best,
+        base=trial.recipe,
+        section=trial.recipe.sweep,
+        held_out_tokens=(0, 0),
+        prepared=SimpleNamespace(parts={"": SimpleNamespace(items={"train": trial.parts[0].train})}),
+        pruner=SimpleNamespace(losers=lambda _: [], rungs=lambda *_: []),
+        standings=list,
+        note=lambda _: None,
+    )
+
+
+def test_a_seed_without_an_epoch_goes_on_to_its_first(root: Path, backbone: Backbone) -> None:
+    prepared = prepare(recipe_of(), root, backbone)
+    judged, begun = (
+        build_trial(recipe_of(), backbone, prepared, root=root, folder=None, display=LogDisplay()) for _ in range(2)
+    )
+    clock = Clock(epoch_s=0.0)
+    pace, limit = Pace(clock), TimeLimit(100.0, 0.0, clock)
+    referee = Referee([_searched(judged, None)], pace, limit, Speed(1.0, 1.0))  # type: ignore[list-item]
+    timekeeper = Timekeeper([judged, begun], pace, referee)
+    clock.now = 99.0
+    judged.state.epoch_seconds = 99.0
+    judged.close_epoch({"accuracy": 0.5, "loss": 1.0})
+    timekeeper(judged)
+    assert (judged.state.finished, begun.state.finished) == (True, False)
 
 
 def test_a_machine_that_got_slow_gets_fewer_threads(root: Path, backbone: Backbone) -> None:

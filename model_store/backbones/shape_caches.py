@@ -1,8 +1,8 @@
 """What the CPU's 16-bit products remember of every shape they have met, and how much of it is kept.
 
 oneDNN compiles a product for its exact shape and keeps it, and PyTorch keeps what it prepared beside: 1,024 of each by
-default, about a megabyte and a half a piece. Packed batches are hardly ever of the same length twice, so a server or a
-training run only grows by them, by one and a half gigabytes. It refuses to know what is multiplied.
+default. Packed batches are hardly ever of the same length twice, so a server or a training run only grows by them:
+`benchmarks.shape_caches` says by how much. It refuses to know what is multiplied.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 KEPT_SHAPES = 128
-"""Enough for a model's own shapes over a few batches of one length; fewer were no slower either."""
+"""Enough for a model's own shapes over a few batches of one length."""
 VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Read once, at the process's first such product."""
 

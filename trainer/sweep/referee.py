@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prefixbank.trainer.sweep.pruning import expected_epochs
 from prefixbank.trainer.sweep.record import PRUNED
-from prefixbank.trainer.sweep.watch import Watch
+from prefixbank.trainer.sweep.watch import Watch, stop_judged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,12 +117,16 @@ class Referee:
         alive = self._alive()
         while len(alive) > len({id(one.search) for one in alive}) and self._foreseen(alive) * MARGIN > left:
             worst = _worst(alive)
-            worst.trial.fail(f"{PRUNED} after epoch {worst.trial.state.epoch}: no time for more")
+            _prune_for_time(worst.trial)
             alive.remove(worst)
+        if sum(self._epoch_seconds(one.search, one.trial) for one in alive) * MARGIN <= left:
+            return
+        stopped = stop_judged(one.trial for one in alive)
         for one in alive:
-            if sum(self._epoch_seconds(other.search, other.trial) for other in alive) * MARGIN > left:
-                one.trial.state.finished = True
+            if one.trial in stopped:
                 logger.warning("trial %d: stopped after epoch %d, time is up", one.number, one.trial.state.epoch)
+            elif one.search.best is not None:
+                _prune_for_time(one.trial)
 
     def _foreseen(self, alive: Sequence[Running]) -> float:
         """Seconds until the last of these ends: the best of each search in full, the others as they are pruned."""
@@ -196,9 +200,12 @@ class Timekeeper:
         next_epoch = sum(one.state.curve[-1].seconds for one in alive if one.state.curve) * overhead
         if next_epoch * MARGIN + self.referee.closing() < self.limit.left:
             return
-        for one in alive:
-            one.state.finished = True
+        for one in stop_judged(alive):
             logger.warning("seed %d: stopped after epoch %d, time is up", one.recipe.seed, one.state.epoch)
+
+
+def _prune_for_time(trial: Trial) -> None:
+    trial.fail(f"{PRUNED} after epoch {trial.state.epoch}: no time for more")
 
 
 def epoch_tokens(search: Search) -> int:

@@ -182,10 +182,8 @@ class Search:
         if state.failure:
             record.state = PRUNED if state.failure.startswith(PRUNED) else FAILED
             record.reason = state.failure
-        elif state.best_epoch:
-            record.state = COMPLETE
         else:
-            record.state, record.reason = PRUNED, f"{PRUNED} after epoch 0: no time for more"
+            record.state = COMPLETE
         record.curve = [asdict(epoch) for epoch in state.curve]
         record.epochs, record.seconds = state.epoch, state.train_seconds + state.epoch_seconds
         record.score = records.score_of(trial)

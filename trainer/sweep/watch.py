@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from prefixbank.trainer.sweep.speed import Speed
     from prefixbank.trainer.sweep.time_limit import TimeLimit
@@ -49,7 +49,8 @@ class Watch:
             self._seconds, self._tokens = 0.0, 0
             self._use_fewer_threads(running)
         if self.limit.left < self.reserve():
-            _stop(running)
+            for one in stop_judged(running):
+                logger.warning("seed %d: stopped in epoch %d, time is up", one.recipe.seed, one.state.epoch + 1)
 
     def _note(self, running: Sequence[Trial]) -> None:
         """What this step took, by the trials' own accounts: they leave out validation."""
@@ -72,9 +73,12 @@ class Watch:
         )
 
 
-def _stop(running: Sequence[Trial]) -> None:
-    """End trials that have an epoch behind them, in the middle of the next."""
-    for one in running:
-        if one.state.best_epoch and not one.state.finished:
-            one.state.finished = True
-            logger.warning("trial of seed %d: stopped in epoch %d, time is up", one.recipe.seed, one.state.epoch + 1)
+def stop_judged(trials: Iterable[Trial]) -> list[Trial]:
+    """Time is up: end the trials that have a judged epoch and return them.
+
+    The others go on to their first, for without one there is nothing to keep.
+    """
+    stopped = [one for one in trials if one.state.best_epoch and not one.state.finished]
+    for one in stopped:
+        one.state.finished = True
+    return stopped
