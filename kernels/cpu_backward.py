@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LIMIT = 2.0**64
 """Of sums that need no shift of the scores. Gradients of outputs, divided by a sum, keep their bits down to 2^-62."""
 
-FEW_SCORES = 24_000
+FEW_SCORES = 400_000
 """A run of fewer scores than this is multiplied in fp32: a bf16 product costs more to call than to do. Each run is
 judged alone: what shares its batch must not show in its numbers."""
 

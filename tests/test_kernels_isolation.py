@@ -89,9 +89,9 @@ def test_a_row_whose_scores_are_shifted_changes_no_bit_of_others(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_a_slot_alone_have_the_gradients_they_have_beside_others(dtype: torch.dtype) -> None:
     """A batch once took the arithmetic of its mean run: in bf16 a trial packed learned otherwise than alone."""
-    case = make_case([9, 9, 60, 60, 60, 5], [1, 1, 2, 2, 2, 0], heads=12, dim=32, dtype=dtype)
+    case = make_case([9, 9, 120, 120, 120, 5], [1, 1, 2, 2, 2, 0], heads=12, dim=32, dtype=dtype)
     prefixes = case.prefix.slot_length_S.tolist()
-    few, many = (12 * rows * own * (own + prefixes[slot]) for rows, own, slot in ((2, 9, 1), (3, 60, 2)))
+    few, many = (12 * rows * own * (own + prefixes[slot]) for rows, own, slot in ((2, 9, 1), (3, 120, 2)))
     assert few < cpu_backward.FEW_SCORES < many
     together = _gradients(case)
     for rows, slot in (([0, 1], 1), ([2, 3, 4], 2), ([5], 0)):
