@@ -4,8 +4,8 @@ All begin from one set of weights and learn from the same rows; dropouts are off
 restated with transformers' cache): an embedding looked up per row, [B, P, 2 L M], keys and values concatenated to those
 of the padded batch in every layer, eager attention with a mask; padded to the longest row, or to 128 as its script
 says. With SDPA it is what transformers would make of it today. PEFT: PREFIX_TUNING around the same model with
-transformers' default attention. Full fine-tuning is our own harness: packed rows, fp32 master weights. It refuses to
-know times.
+transformers' default attention. Full fine-tuning is our own harness: packed rows, fp32 master weights. Ours compiled:
+torch.compile around the feed-forward of each layer, for any number of tokens. It refuses to know times.
 
 Shape letters: B rows, S padded tokens of a row, L layers, H heads, D head dim, M model width, P prefix tokens.
 """
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from prefixbank.trainer.trial import Trial
 
 PREFIX, MOST_TOKENS, TEACHING_RATE = 20, 128, 1e-6
-OURS, FULL = "packed, ours", "full fine-tuning, ours"
+OURS, FULL, COMPILED = "packed, ours", "full fine-tuning, ours", "packed, ours, compiled"
 LONGEST, PUBLISHED, SDPA = "padded to the longest", f"padded to {MOST_TOKENS}", "padded to the longest, SDPA"
 PEFT = "PEFT, padded to the longest"
 SETTINGS = (
@@ -232,6 +232,7 @@ class Workshop:
             SDPA: lambda: PTuningV2(self._plain("sdpa"), self.classifier, kv),
             PEFT: lambda: PeftPrefix(self._plain("sdpa"), self.classifier, kv),
             FULL: self._full,
+            COMPILED: self._compiled,
         }
         return makers[name]()
 
@@ -252,6 +253,14 @@ class Workshop:
         )
         plain: nn.Module = model.to(backbone.device).eval().requires_grad_(False)
         return plain
+
+    def _compiled(self) -> Ours:
+        """Ours over a backbone of its own, of which BERT's feed-forwards are compiled."""
+        like = self.task.backbone
+        backbone = load_backbone(self.folder, dtype=like.dtype, device=like.device)
+        for layer in backbone.model.get_submodule(backbone.layers_path).children():
+            layer.feed_forward_chunk = torch.compile(layer.feed_forward_chunk, dynamic=True)
+        return Ours(self.task.trial(), Pack(backbone))
 
     def _full(self) -> Ours:
         """Our own fine-tuning: fp32 weights whatever the arithmetic, without a prompt, the head as everywhere."""

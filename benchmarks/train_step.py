@@ -1,6 +1,7 @@
 """How fast one training step of a deep prompt is, against the original implementation, PEFT and full fine-tuning.
 
-    python -m benchmarks.train_step [--turns N] [--threads N] [--alike] [--device cuda] [--no-memory] [--json FILE]
+    python -m benchmarks.train_step [--turns N] [--threads N] [--alike] [--device cuda] [--compiled] [--no-memory]
+        [--json FILE]
 
 Batches of 32 SST-2 rows, 20 prefix tokens in every layer of MiniLM, frozen; dropouts off. Ours is what the trainer's
 loop does with one trial; `train_routes` tells the others. It refuses to print a time before the gradients of every
@@ -26,7 +27,19 @@ import typer
 
 from benchmarks import train_memory
 from benchmarks.environment import commit, device_name
-from benchmarks.train_routes import FULL, LONGEST, MOST_TOKENS, OURS, PEFT, PREFIX, PUBLISHED, SDPA, SETTINGS, Workshop
+from benchmarks.train_routes import (
+    COMPILED,
+    FULL,
+    LONGEST,
+    MOST_TOKENS,
+    OURS,
+    PEFT,
+    PREFIX,
+    PUBLISHED,
+    SDPA,
+    SETTINGS,
+    Workshop,
+)
 from benchmarks.training_rows import backbone_folder, read_task
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.trainer.batches import epoch_order
@@ -147,6 +160,8 @@ class Report:
     ratio_with_optimiser: dict[str, float]
     tokens_per_s: dict[str, float]
     """Real tokens, with the optimiser: trained tokens per second."""
+    compile_s: float | None = None
+    """Until a compiled route has taken its first step; None without one."""
     memory: dict[str, train_memory.Memory] = field(default_factory=dict)
     """Of a process for each route; empty when it was not asked for."""
 
@@ -181,6 +196,7 @@ def _wait(device: torch.device) -> None:
 
 def measure(bench: Bench, turns: int, backbone: str, batches: str) -> Report:
     """Check the gradients, then time the steps."""
+    compile_s = _compile(bench)
     far = distances(bench)
     seconds = take_turns(bench, turns)
     bare, whole = ({name: [one[i] for one in spent] for name, spent in seconds.items()} for i in (0, 1))
@@ -198,7 +214,16 @@ def measure(bench: Bench, turns: int, backbone: str, batches: str) -> Report:
         ratio=_ratios(bare),
         ratio_with_optimiser=_ratios(whole),
         tokens_per_s={name: tokens / median(spent) for name, spent in whole.items()},
+        compile_s=compile_s,
     )
+
+
+def _compile(bench: Bench) -> float | None:
+    if COMPILED not in bench.routes:
+        return None
+    began = time.perf_counter()
+    _gradients(bench.routes[COMPILED], bench.batches[0])
+    return time.perf_counter() - began
 
 
 def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
@@ -221,6 +246,8 @@ def show(report: Report) -> None:
             f"{report.ratio_with_optimiser[name]:7.2f} {report.tokens_per_s[name]:9.0f}   "
             f"{report.gradient_distances[name]:.1e}"
         )
+    if report.compile_s is not None:
+        typer.echo(f"  {COMPILED}: {report.compile_s:.0f} s until its first step was done")
 
 
 def show_memory(found: dict[str, train_memory.Memory]) -> None:
@@ -239,6 +266,7 @@ def main(
         bool, typer.Option("--alike", help="rows of like length together, as our trainer has them")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
+    compiled: Annotated[bool, typer.Option("--compiled", help="also ours with torch.compile")] = False,
     memory: Annotated[bool, typer.Option(help="also measure the memory of each route in a process of its own")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the figures here")] = None,
 ) -> None:
@@ -251,7 +279,8 @@ def main(
     with tempfile.TemporaryDirectory() as parent:
         folder, name = backbone_folder(Path(parent))
         for dtype in (torch.float32, torch.bfloat16):
-            bench = make_bench(folder, dtype, turns, alike=alike, device=device)
+            names = (*ROUTES, COMPILED) if compiled else ROUTES
+            bench = make_bench(folder, dtype, turns, alike=alike, device=device, names=names)
             if not reports:
                 said["rows"] = "SST-2 train" if bench.workshop.task.is_real else "random words, log-normal lengths"
                 typer.echo("; ".join(said.values()))
