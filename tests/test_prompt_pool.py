@@ -6,138 +6,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from prefixbank.kernels.plan import NO_PROMPT_SLOT, LayerPrefix
-from prefixbank.kernels.quantise import dequantise, quantise
+from prefixbank.kernels.plan import NO_PROMPT_SLOT
 from prefixbank.model_store.errors import InvalidConfig, OverflowsHalf, PromptTooLarge
-from prefixbank.model_store.task_prompt import (
-    BackboneRef,
-    Head,
-    HeadSpec,
-    Pooler,
-    Preprocessing,
-    TaskFamily,
-    TaskPrompt,
+from prefixbank.serving.prompt_pool import PromptPool
+from prefixbank.serving.staging import as_views, stage
+from tests.pool_cases import (
+    BACKBONE,
+    CPU,
+    HEADS,
+    LAYERS,
+    ROW_BYTES,
+    STORED,
+    TOKEN_NUMBERS,
+    assert_holds,
+    make_pool,
+    make_prompt,
+    poison_free_memory,
+    staged,
 )
-from prefixbank.serving.pool_bytes import PoolBytes, Sizes
-from prefixbank.serving.prompt_pool import PromptPool, Slot
-from prefixbank.serving.runs import Runs
-from prefixbank.serving.staging import StagedPrompt, as_views, stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-LAYERS, HEADS, DIM, WIDTH = 3, 2, 4, 8
-CPU = torch.device("cpu")
-BACKBONE = BackboneRef(
-    fingerprint="0" * 64, architecture="bert", num_layers=LAYERS, num_heads=HEADS, head_dim=DIM, width=WIDTH
-)
-TOKEN_NUMBERS, ROW_BYTES = 2 * HEADS * DIM, 4 * (WIDTH + 1)
-STORED = (None, torch.int8, torch.float8_e4m3fn)
-"""What a pool may store prefixes in; None is the backbone's dtype, here float32."""
-
-
-def make_prompt(
-    length: int,
-    *,
-    layers: tuple[int, ...] = (0, 1, 2),
-    classes: int = 2,
-    own_pooler: bool = False,
-    seed: int = 0,
-    shallow: int = 0,
-) -> TaskPrompt:
-    """A prompt of random numbers; one of `shallow` vectors has no layers."""
-    random = torch.Generator().manual_seed(seed)
-    layers, length = ((), 0) if shallow else (layers, length)
-    spec = HeadSpec(pooler=Pooler.OWN, activation="tanh") if own_pooler else HeadSpec(pooler=Pooler.NONE)
-    return TaskPrompt(
-        family=TaskFamily.TEXT_CLASSIFICATION,
-        labels=tuple(f"label {number}" for number in range(classes)),
-        layers=layers,
-        kv_N2HPD=torch.randn(len(layers), 2, HEADS, length, DIM, generator=random),
-        position_offset=length,
-        head=Head(
-            spec,
-            torch.randn(classes, WIDTH, generator=random),
-            torch.randn(classes, generator=random),
-            torch.randn(WIDTH, WIDTH, generator=random) if own_pooler else None,
-            torch.randn(WIDTH, generator=random) if own_pooler else None,
-        ),
-        preprocessing=Preprocessing(max_tokens=64),
-        backbone=BACKBONE,
-        shallow_PM=torch.randn(shallow, WIDTH, generator=random) if shallow else None,
-    )
-
-
-def staged(prompt: TaskPrompt, prefix_dtype: torch.dtype | None = None) -> StagedPrompt:
-    return stage(prompt, torch.float32, CPU, prefix_dtype)
-
-
-def make_pool(num_tokens: int = 480, num_rows: int = 64, prefix_dtype: torch.dtype | None = None) -> PromptPool:
-    """A pool of exactly so many tokens and rows."""
-    stored = prefix_dtype or torch.float32
-    each, num_slots = PoolBytes.of(BACKBONE, stored, is_quantised=prefix_dtype is not None), 0
-    for _ in range(5):  # what a budget pays for depends on its tables, and they on the budget
-        budget = each.total(Sizes(num_tokens, num_rows, num_slots)) + 2
-        share = (num_rows * ROW_BYTES + 1) / budget
-        num_slots = each.sizes(budget, share).num_slots
-    pool = PromptPool(BACKBONE, budget, dtype=torch.float32, device=CPU, prefix_dtype=prefix_dtype, head_share=share)
-    assert (pool._tokens.capacity, pool._rows.capacity) == (num_tokens, num_rows)
-    return pool
-
-
-def stored_prefix(prefix: LayerPrefix, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of a slot as a kernel reads them."""
-    lent = slice(int(prefix.slot_start_S[slot.number]), int((prefix.slot_start_S + prefix.slot_length_S)[slot.number]))
-    kv_2HPD = (prefix.pool_k_HND[:, lent], prefix.pool_v_HND[:, lent])
-    if prefix.slot_scale_S2H is None:
-        return kv_2HPD
-    k_HPD, v_HPD = (
-        dequantise(x, scale_H) for x, scale_H in zip(kv_2HPD, prefix.slot_scale_S2H[slot.number], strict=True)
-    )
-    return k_HPD, v_HPD
-
-
-def assert_holds(pool: PromptPool, slot: Slot, prompt: TaskPrompt) -> None:
-    """What a kernel reads through the tables, and a head through the arena, is the prompt as it was quantised."""
-    stored, kv_N2HPD = pool.prefix_dtype, prompt.kv_N2HPD
-    if stored != torch.float32:
-        kv_N2HPD = dequantise(*quantise(kv_N2HPD, stored))
-    for layer, prefix in enumerate(pool.layer_prefixes):
-        start, length = int(prefix.slot_start_S[slot.number]), int(prefix.slot_length_S[slot.number])
-        expected = prompt.prefix_length if layer in prompt.layers else 0
-        assert length == expected
-        if expected:
-            found_HPD, wanted_HPD = stored_prefix(prefix, slot), kv_N2HPD[prompt.layers.index(layer)]
-            assert torch.equal(found_HPD[0], wanted_HPD[0])
-            assert torch.equal(found_HPD[1], wanted_HPD[1])
-            assert start % 16 == 0
-    classes = prompt.head.bias_C.numel()
-    assert torch.equal(pool.head_rows_QM[slot.head.start :][:classes], prompt.head.weight_CM)
-    assert torch.equal(pool.head_bias_Q[slot.head.start :][:classes], prompt.head.bias_C)
-    if prompt.head.pooler_weight_MM is not None:
-        assert torch.equal(pool.head_rows_QM[slot.pooler_start :][:WIDTH], prompt.head.pooler_weight_MM)
-        assert torch.equal(pool.head_bias_Q[slot.pooler_start :][:WIDTH], prompt.head.pooler_bias_M)
-    assert slot.num_virtual == prompt.shallow_length
-    if prompt.shallow_PM is not None:
-        assert torch.equal(pool.head_rows_QM[slot.virtual_start :][: slot.num_virtual], prompt.shallow_PM)
-
-
-def poison_free_memory(pool: PromptPool) -> None:
-    """Whoever reads what is not his sees NaN, or in int8 the largest number times NaN."""
-    for run in pool._tokens.free:
-        for arena_HND in (pool._k_HND, pool._v_HND):
-            arena_HND[:, run.start : run.end].view(torch.uint8)[:] = 0x7F  # in a float of one byte or two: NaN
-            if pool.prefix_dtype == torch.float32:
-                arena_HND[:, run.start : run.end] = float("nan")
-    if pool._scale_LS2H is not None:
-        pool._scale_LS2H[:, pool._numbers] = float("nan")
-    for run in pool._rows.free:
-        pool.head_rows_QM[run.start : run.end] = float("nan")
-        pool.head_bias_Q[run.start : run.end] = float("nan")
 
 
 @pytest.mark.parametrize("stored", STORED)
@@ -434,81 +324,3 @@ def test_compaction_leaves_leased_prompts_where_they_are() -> None:
     pool.drop("a")
     assert not pool.compact_step()
     assert slot.prefix.start == start
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 12)), max_size=60))
-def test_runs_are_never_shared_and_never_lost(steps: list[tuple[bool, int]]) -> None:
-    runs, held = Runs(40), []
-    for takes, number in steps:
-        if takes and runs.can_take(number):
-            held.append(runs.take(number))
-        elif not takes and held:
-            runs.give_back(held.pop(number % len(held)))
-        units = sorted(unit for run in (*held, *runs.free) for unit in range(run.start, run.end))
-        assert units == list(range(40))
-        assert all(a.end < b.start for a, b in zip(runs.free, runs.free[1:], strict=False)), "free neighbours"
-
-
-LENGTHS = (0, 1, 5, 16, 17, 40)
-PROMPTS = {
-    f"r{number}": make_prompt(
-        LENGTHS[number % 6], layers=((0, 1, 2), (1,), (0, 2))[number % 3], classes=1 + number % 5,
-        own_pooler=number % 4 == 0, seed=number, shallow=number if number in (3, 4, 9) else 0,
-    )
-    for number in range(12)
-}  # fmt: skip
-
-
-class PoolMachine(RuleBasedStateMachine):
-    """Leases, drops and compaction in any order: leased prompts read back exactly, free memory is NaN throughout."""
-
-    stored: torch.dtype | None = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.staged = {name: staged(prompt, self.stored) for name, prompt in PROMPTS.items()}
-        self.pool = make_pool(num_tokens=16 * 18, num_rows=40, prefix_dtype=self.stored)
-        self.leases: list[tuple[dict[str, Slot], object]] = []
-        poison_free_memory(self.pool)
-
-    @rule(names=st.lists(st.sampled_from(sorted(PROMPTS)), min_size=1, max_size=5))
-    def lease(self, names: list[str]) -> None:
-        lease, held = self.pool.lease(), {}
-        for name in names:
-            if lease.can_hold(name, self.staged[name]):
-                held[name] = lease.hold(name, self.staged[name])
-        self.leases.append((held, lease))
-        assert held or self.leases[:-1], "an idle pool can hold any prompt that fits"
-
-    @precondition(lambda self: self.leases)
-    @rule(pick=st.integers(0, 100))
-    def release(self, pick: int) -> None:
-        self.leases.pop(pick % len(self.leases))[1].release()
-
-    @rule(name=st.sampled_from(sorted(PROMPTS)))
-    def drop(self, name: str) -> None:
-        leased = any(name in held for held, _ in self.leases)
-        assert self.pool.drop(name) == (not leased)
-
-    @rule()
-    def compact(self) -> None:
-        self.pool.compact_step()
-
-    @invariant()
-    def leased_prompts_are_intact(self) -> None:
-        poison_free_memory(self.pool)
-        self.pool.check_integrity()
-        for held, lease in self.leases:
-            lease.verify()
-            for name, slot in held.items():
-                assert_holds(self.pool, slot, PROMPTS[name])
-
-
-class QuantisedPoolMachine(PoolMachine):
-    stored = torch.int8
-
-
-PoolMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
-QuantisedPoolMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
-TestPoolMachine = PoolMachine.TestCase
-TestQuantisedPoolMachine = QuantisedPoolMachine.TestCase
