@@ -56,6 +56,7 @@ FULL = [
     "optimiser.batch_rows=32",
 ]
 OWN: dict[tuple[str, str], list[str]] = {
+    ("wnut17", "multitask"): ["prompt.length=64"],  # that of the prompt that the family of tasks shares
     ("conll04", "full"): ["optimiser.backbone_rate=2e-4"],
     ("wnut17", "full"): ["optimiser.backbone_rate=2e-4"],
     ("squad1", "full"): ["optimiser.backbone_rate=2e-4"],
