@@ -1,8 +1,8 @@
 """Settings of `benchmarks.methods`: what a method changes in a task's recipe, and to how many rows a task is cut.
 
 Settings of the deep prompt stand in the recipes, as the sweeps of `examples/recipes/tuning` found or left them;
-`examples/recipes/ablations` has one over rates of a shallow prompt. Rates of the head alone and of full fine-tuning were
-not searched. None was chosen on the rows that are reported.
+`examples/recipes/ablations` has one over rates of a shallow prompt. Rates of the head alone and of full fine-tuning
+were not searched. None was chosen on the rows that are reported.
 """
 
 from __future__ import annotations
