@@ -144,7 +144,7 @@ class PromptSection(Section):
     """The prompt: deep keys and values, or vectors before the text for method "shallow"."""
 
     length: Annotated[int, Field(ge=1, le=1024)] = 20
-    """Prefix tokens per layer. Sentences: 8 to 20; sequence labelling gains up to 64 or 128."""
+    """Prefix tokens per layer. Sentences: 2 to 20; sequence labelling wants 16 to 128."""
     layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] | LayerInterval = "all"
     """Prompted layers: all, numbers, or `{ from = "top", count = 3 }`. The upper half costs half as much to train
     and to hold and loses little on sentences."""
@@ -252,8 +252,8 @@ class OptimiserSection(Section):
     """Rows that make an epoch; unset: all. On a large set, after all rows is late to validate for the first time:
     epochs of so many rows go through the set in turn, and the rate's schedule counts them."""
     batch_rows: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Rows per step; premises with all their choices, where there are choices. Semantic roles learn more from 4
-    than from 32 with as many tokens: more steps. Trials in a pack keep the machine busy all the same."""
+    """Rows per step; premises with all their choices, where there are choices. Roles and entities learn more from 4 or
+    8 than from 32 with as many tokens: more steps. Trials in a pack keep the machine busy all the same."""
     schedule: Literal["linear", "exponential", "constant"] = "linear"
     """After the warm-up: linear decay to zero, as published for sentences; times `gamma` after every epoch, as
     published for tags, roles and answers; or no decay."""
