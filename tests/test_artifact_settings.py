@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "prompts"
 SHIPPED = {
-    "news/entities": "2ef0950b5a2e629334d18195ab820ade740d641e0b3d681fdc202363c6d52b5b",
     "qa/boolq": "f75a0cb9d5d684c2f65736f3d43b8c2b852c49536169c57eba971858c8e156e0",
     "shop/intents": "ade5d12584139d185f445c12b526411047d2da5e1edffafbd843afe21ffcd9de",
 }
