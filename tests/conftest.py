@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefixbank.model_store.backbones.cpu_instructions import bound_instructions
+
+bound_instructions()  # before the first product, whichever test makes it
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by triton when it is imported; children inherit it
 
