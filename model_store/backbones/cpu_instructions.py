@@ -1,7 +1,8 @@
 """Which instructions the CPU's 16-bit products may use: those with which a row has the same bits in any company.
 
 With AMX, oneDNN cuts a product of more than 32 rows and a thousand columns otherwise than one of fewer rows, and sums
-in another order: the bits of a row then depended on who shared its batch (docs/decisions/0016). It refuses to know what is multiplied.
+in another order: the bits of a row then depended on who shared its batch (docs/decisions/0016). It refuses to know what
+is multiplied.
 """
 
 from __future__ import annotations
