@@ -19,7 +19,7 @@ CUTS: dict[str, list[str]] = {
     "conll04": [],
     "wnut17": [],
     "squad1": ["data.train.limit=3000", "data.carve=500", "data.test.limit=1000"],
-    "squad2": ["data.train.limit=3000", "data.carve=500", "data.test.limit=1000"],
+    "squad2": ["data.train.limit=2000", "data.carve=400", "data.test.limit=1000"],
     "srl_ewt": ["data.train.limit=8000", "data.validation.limit=800", "data.test.limit=2000"],
 }
 """Rows drawn with the seed; every method gets the same."""
