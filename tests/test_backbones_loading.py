@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
-from prefixbank.model_store.backbones import sources
+from prefixbank.model_store.backbones import cpu_instructions, sources
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.backbones.packing import PackRow
 from prefixbank.model_store.errors import BackboneError, UnsupportedBackbone
@@ -52,6 +53,18 @@ def reconfigure(folder: Path, **fields: object) -> Path:
 def hidden(backbone: Backbone) -> Tensor:
     rows = [PackRow([2, 9, 8, 7, 3], [0] * 5), PackRow([2, 5, 3], [0] * 3)]
     return backbone.forward(backbone.pack(rows), backbone.no_prefixes())
+
+
+def test_loading_leaves_aside_the_instructions_that_mix_rows(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cpu_instructions.VARIABLE, raising=False)  # which conftest set, for tests that load nothing
+    load_backbone(str(bert))
+    assert os.environ[cpu_instructions.VARIABLE] == cpu_instructions.MOST
+
+
+def test_loading_keeps_the_instructions_that_the_environment_names(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu_instructions.VARIABLE, "AVX2")
+    load_backbone(str(bert))
+    assert os.environ[cpu_instructions.VARIABLE] == "AVX2"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
