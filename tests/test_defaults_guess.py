@@ -100,7 +100,7 @@ def test_choices_questions_and_roles_are_known_by_their_shape(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"a": "x", "b": "y", "c": "z"}] * 4, ["found the columns a, b, c", "data.label=COLUMN"]),
+        ([{"a": "x", "b": "y", "c": "z"}] * 4, ["found the columns a, b, c", 'data.label="COLUMN"']),
         ([{"a": f"x{n}", "b": "y", "label": n % 2} for n in range(4)], ["a, b, label", 'data.text=["COLUMN"]']),
         ([{"text": f"x{n}", "class": "c", "intent": "i"} for n in range(4)], ["text, class, intent", "data.label"]),
         ([{"text": f"x{n}", "label": f"y{n}"} for n in range(60)], ["'label' has 60 values in 60 rows"]),
@@ -120,10 +120,24 @@ def test_what_is_said_is_not_guessed(tmp_path: Path) -> None:
     assert found["data"] == {"format": "jsonl", "text": ["b", "a"], "label": "c"}
 
 
+def test_a_csv_file_is_a_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",text,label\n" + "".join(f'{n},"{n}, he said","{n % 2}"\n' for n in range(8)))
+    assert guess(tmp_path / "a.csv")["data"] == {"format": "csv", "text": ["text"], "label": "label"}
+
+
+def test_a_table_without_a_header_is_told_by_numbers(tmp_path: Path) -> None:
+    (tmp_path / "cola.tsv").write_text("".join(f"gj04\t{n % 2}\t*\tHe came {n}.\n" for n in range(8)))
+    with pytest.raises(InvalidData, match='without a header the columns are "0", "1"'):
+        guess(tmp_path / "cola.tsv")
+    found = guess(tmp_path / "cola.tsv", said={"text": ["3"], "label": "1"})
+    assert found == {"family": TEXTS, "data": {"format": "tsv", "text": ["3"], "label": "1"}}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "text,label\n", ["a .csv file", "wanted .tsv"]),
+        ("a.csv", "text,label\n", ["no good row"]),
+        ("a.xlsx", "text,label\n", ["a .xlsx file", "wanted .tsv, .csv"]),
         ("a.txt", "one line\nanother line here\n", ["lines without columns"]),
         ("a.json", '{"rows": []}', ["found dict", "SQuAD"]),
         ("a.jsonl", "", ["the file is empty"]),

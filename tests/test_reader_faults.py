@@ -76,6 +76,30 @@ def test_every_kind_of_bad_row_is_named_by_line(tmp_path: Path, line: str, probl
     assert fault.problem.startswith(problem)
 
 
+def read_csv(tmp_path: Path, *bad: str) -> list[str]:
+    """The faults of a file of 300 good rows behind some bad ones."""
+    lines = ["text,label", *bad, *(f"row {n},x" for n in range(300))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n", "utf-8", "surrogateescape")
+    reading = read_file(tmp_path / "rows.csv", tolerance=0.5)
+    assert [row.texts[0] for row in reading.rows] == [f"row {n}" for n in range(300)]
+    return [str(fault).removeprefix(f"{tmp_path}/rows.csv:") for fault in reading.skipped]
+
+
+def test_bad_rows_of_csv_are_named_by_line(tmp_path: Path) -> None:
+    assert read_csv(tmp_path, "a,b,c") == ["2: found 3 columns, wanted 2 as in the first line"]
+    assert read_csv(tmp_path, '"a"b,x') == ["2: found no CSV: ',' expected after '\"'"]
+    (fault,) = read_csv(tmp_path, "bad \udcff byte,x")
+    assert fault.startswith("2: found bytes that are not UTF-8")
+
+
+def test_every_line_that_an_open_quote_swallows_is_counted(tmp_path: Path) -> None:
+    faults = read_csv(tmp_path, '"open,x', "fine,x", '"closed" by chance,x')
+    assert [fault.split(":")[0] for fault in faults] == ["2", "3", "4"]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "fine,x\n" * 300 + '"open,x\n' + "fine,x\n" * 99)
+    with pytest.raises(InvalidData, match=r"found 100 bad rows of 400, wanted at most 1\.00%"):
+        read_file(tmp_path / "rows.csv")
+
+
 def test_a_slice_counts_bad_rows_in_their_place(tmp_path: Path) -> None:
     path = tsv(tmp_path, bad=2, good=300)
     reading = read_file(path, train={"path": path.name, "rows": [1, 201]})
@@ -103,7 +127,7 @@ def test_a_slice_counts_bad_rows_in_their_place(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "a",\n"label": }]', ":2: found no JSON: "),
         ("a.json", b'[{"text":\n "\xff"}]', ":2: found bytes that are not UTF-8"),
         ("a.json", b"[" * 100_000, ":1: found no JSON: "),
-        ("a.txt", b"text\tlabel\nfine\tx\n", "would be read as CoNLL columns, wanted data.format tsv, jsonl or json"),
+        ("a.txt", b"text\tlabel\nfine\tx\n", "would be read as CoNLL columns, wanted data.format tsv, csv"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )

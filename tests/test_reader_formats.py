@@ -43,6 +43,31 @@ def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
     assert texts(tmp_path, "mrpc.tsv", text=["#1 String"], label="Quality")[0].label == "1"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text,label\n'a, b','x'\n'c ''d''\ne','y'\nf,z\n",
+        "text;label\r\n'a, b';x\r\n'c ''d''\r\ne';'y'\r\nf;z\r\n\r\n",
+        "text\tlabel\na, b\tx\n'c ''d''\ne'\ty\n\nf\tz",
+    ],
+)
+def test_cells_of_csv_may_hold_separators_quotes_and_line_ends(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content.replace("'", '"').encode())
+    found = [(row.texts, row.label, row.where.split(":")[1]) for row in texts(tmp_path, "a.csv")]
+    last = "6" if "\t" in content else "5"
+    assert found == [(("a, b",), "x", "2"), (('c "d"\ne',), "y", "3"), (("f",), "z", last)]
+
+
+def test_csv_without_a_header_is_read_by_column_numbers(tmp_path: Path) -> None:
+    written(tmp_path, "a.csv", '7,"one, two"\n8,three\n')
+    assert [row.texts for row in texts(tmp_path, "a.csv", text=["1"], label="0")] == [("one, two",), ("three",)]
+
+
+def test_a_cell_of_csv_may_be_long(tmp_path: Path) -> None:
+    written(tmp_path, "a.csv", f"text,label\n{'word ' * 100_000},x\n")
+    assert len(texts(tmp_path, "a.csv")[0].texts[0]) == 500_000
+
+
 def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_bytes(b"text\tlabel\r\nfine\tx\r\n")
     assert texts(tmp_path, "a.tsv") == [TextExample(("fine",), "x", "a.tsv:2")]

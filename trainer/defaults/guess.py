@@ -40,11 +40,13 @@ def guess(path: Path, family: TaskFamily | None = None, said: Mapping[str, Any] 
         InvalidData: the file is not of the family, or its columns could mean several things; the message says what was
             found and how to say what is meant.
     """
-    found = sniff(path)
+    said = said or {}
+    known = [*said.get("text", ()), *([said["label"]] if "label" in said else ())]
+    found = sniff(path, known) if known else sniff(path)
     guessed = _family(found)
     wanted = family or guessed
     if isinstance(found, Table) and wanted in _TABLES:
-        return {"family": wanted.value} | _TABLES[wanted](found, path, said or {})
+        return {"family": wanted.value} | _TABLES[wanted](found, path, said)
     if wanted != guessed:
         raise InvalidData(f"{path}: found rows of {guessed}, wanted {wanted}")
     if isinstance(found, Columns):
@@ -75,7 +77,7 @@ def _texts(table: Table, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     label = said.get("label") or _label_column(table, [name for name in columns if name not in known])
     texts = known or _text_left(table, [name for name in columns if name != label])
     if label is None or not texts:
-        raise _unclear(path, columns, "data.text" if label is not None else "data.label", "texts and a label")
+        raise _unclear(path, table, "data.text" if label is not None else "data.label", "texts and a label")
     labels = Counter(str(row.get(label)) for row in table.rows)
     if len(labels) > min(MOST_LABELS, max(2, len(table.rows) // 2)):
         problem = f"{path}: column {label!r} has {len(labels)} values in {len(table.rows)} rows, wanted labels"
@@ -91,7 +93,7 @@ def _words(table: Table, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     names = (said.get("text", WORDS), [said["label"]] if "label" in said else TAGS)
     words, tags = (next((name for name in one if name in lists), None) for one in names)
     if words is None or tags is None or words == tags:
-        raise _unclear(path, table.columns, "data.text", "a list of words and a list of tags")
+        raise _unclear(path, table, "data.text", "a list of words and a list of tags")
     scheme = _scheme([tag for row in table.values(tags) for tag in row], path, f"column {tags!r}")
     return {"data": {"format": table.form, "text": [words], "label": tags, "scheme": scheme}}
 
@@ -101,7 +103,7 @@ def _multiple_choice(table: Table, path: Path, said: Mapping[str, Any]) -> dict[
     label = said.get("label") or _label_column(table, table.columns)
     premise = premise or next((name for name in PREMISES if name in table.columns), None)
     if len(choices) < 2 or label is None or premise is None:
-        raise _unclear(path, table.columns, "data.text", "premise, choice1, choice2 and label")
+        raise _unclear(path, table, "data.text", "premise, choice1, choice2 and label")
     data: dict[str, Any] = {"format": table.form, "text": [premise, *choices], "label": label}
     if "question" in table.columns and premise != "question" and set(table.values("question")) <= set(CONNECTORS):
         data["question"] = "question"
@@ -174,6 +176,8 @@ def _is_list(table: Table, name: str) -> bool:
     return all(isinstance(value, list) for value in table.values(name))
 
 
-def _unclear(path: Path, columns: Sequence[str], field: str, wanted: str) -> InvalidData:
-    said = 'data.text=["COLUMN"]' if field == "data.text" else f"{field}=COLUMN"
-    return InvalidData(f"{path}: found the columns {', '.join(columns)}, wanted {wanted}: say --set '{said}'")
+def _unclear(path: Path, table: Table, field: str, wanted: str) -> InvalidData:
+    said = 'data.text=["COLUMN"]' if field == "data.text" else f'{field}="COLUMN"'
+    hint = '; without a header the columns are "0", "1" ...' if table.form in ("tsv", "csv") else ""
+    columns = ", ".join(table.columns)
+    return InvalidData(f"{path}: found the columns {columns}, wanted {wanted}: say --set '{said}'{hint}")

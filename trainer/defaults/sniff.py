@@ -16,7 +16,7 @@ from prefixbank.trainer.readers.files import json_of, lines_of
 from prefixbank.trainer.readers.tables import Row, table_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from prefixbank.trainer.readers.faults import Fault
@@ -28,14 +28,16 @@ PREDICATES = {"propbank": 8, "conll2012": 11}
 """The first column of predicates in each layout of props."""
 FEWEST_BLANK = 500
 """Lines of sentences have an empty one at least so often; tables may end with one."""
-FOREIGN = (".csv", ".parquet", ".xlsx", ".xls", ".arrow", ".zip", ".gz")
+FOREIGN = (".parquet", ".xlsx", ".xls", ".arrow", ".zip", ".gz")
+NAME = "name"
+"""Any name of a column that is no number."""
 
 
 class Table(NamedTuple):
     """Rows of named fields."""
 
     form: str
-    """As a recipe names it: tsv, jsonl or json."""
+    """As a recipe names it: tsv, csv, jsonl or json."""
     rows: list[dict[str, Any]]
     """The first ones."""
 
@@ -68,26 +70,31 @@ class Props(NamedTuple):
 Found = Table | Columns | Questions | Props
 
 
-def sniff(path: Path) -> Found:
+def sniff(path: Path, names: Sequence[str] = (NAME,)) -> Found:
     """What a file is.
+
+    Args:
+        names: of columns that are known already; numbers say that a table has no header.
 
     Raises:
         InvalidData: it cannot be read, or is of no kind that is known.
     """
     if path.suffix in FOREIGN:
-        raise InvalidData(f"{path}: found a {path.suffix} file, wanted .tsv, .jsonl, .json or CoNLL columns")
+        raise InvalidData(f"{path}: found a {path.suffix} file, wanted .tsv, .csv, .jsonl, .json or CoNLL columns")
     lines = [line.text for line in islice(lines_of(path), SAMPLE) if not hasattr(line, "problem")]
     first = next((text for text in lines if text.strip()), "")
     if path.suffix == ".json" or (path.suffix != ".jsonl" and first.startswith("[")):
         return _json(path)
     if path.suffix == ".jsonl" or first.startswith("{"):
         return _table_or_questions(Table("jsonl", _fields(table_rows(path, "jsonl", ()))), path)
+    if path.suffix == ".csv":
+        return Table("csv", _some(_fields(table_rows(path, "csv", names)), path))
     if "|||" in first:
         return Props("tagged")
     if _has_sentences(lines):
         return _columns(path)
     if "\t" in first:
-        return Table("tsv", _some(_fields(table_rows(path, "tsv", ("a",))), path))
+        return Table("tsv", _some(_fields(table_rows(path, "tsv", names)), path))
     raise InvalidData(f"{path}: found lines without columns, wanted a table, JSON, or a word and its tag a line")
 
 

@@ -36,7 +36,7 @@ class ChoiceColumns:
 def read_choices(
     path: Path, columns: ChoiceColumns | None = None, tolerance: Tolerance = TOLERANT
 ) -> Reading[ChoicesExample]:
-    """Every premise of a .jsonl, .json or .tsv file.
+    """Every premise of a .jsonl, .json, .tsv or .csv file.
 
     Raises:
         InvalidData: the file cannot be read, or has too many bad rows.

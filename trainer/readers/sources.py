@@ -116,7 +116,7 @@ def _table(
         return _renamed(opened.rows(), columns)
     form = _format(opened.path, data)
     if form == "conll":
-        raise InvalidData(f"{opened.path}: would be read as CoNLL columns, wanted data.format tsv, jsonl or json")
+        raise InvalidData(f"{opened.path}: would be read as CoNLL columns, wanted data.format tsv, csv, jsonl or json")
     return _renamed(table_rows(opened.path, form, [*names, *columns]), columns)
 
 

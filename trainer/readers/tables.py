@@ -1,11 +1,12 @@
-"""Tables: TSV with a header, JSON Lines and JSON lists as rows of named fields.
+"""Tables: TSV and CSV with a header, JSON Lines and JSON lists as rows of named fields.
 
-A TSV file without a header, such as GLUE's CoLA, is read where the wanted columns are numbers, from 0.
+TSV and CSV without a header, such as GLUE's CoLA, are read where the wanted columns are numbers, from 0.
 It refuses to know what fields mean.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,11 +16,15 @@ from prefixbank.trainer.readers.faults import BadRow, Fault
 from prefixbank.trainer.readers.files import Line, json_of, lines_of, no_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-FORMATS = {".tsv": "tsv", ".jsonl": "jsonl", ".json": "json"}
+FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "json"}
 """By a file's ending."""
+SEPARATORS = (",", ";", "\t")
+"""Of a CSV file: the one that gives its first line most cells, the first of equals."""
+CELL_CHARACTERS = 1 << 24
+"""Most that a cell may have: one whose quote is never closed would be the rest of the file."""
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
@@ -42,9 +47,10 @@ class Row(NamedTuple):
 
 
 def table_rows(path: Path, form: str, names: Sequence[str]) -> Iterator[Row | Fault]:
-    """The rows of a tsv, jsonl or json file whose columns `names` are wanted."""
+    """The rows of a tsv, csv, jsonl or json file whose columns `names` are wanted."""
     readers: dict[str, Callable[[], Iterator[Row | Fault]]] = {
-        "tsv": lambda: _tsv(path, has_header=not all(name.isdecimal() for name in names)),
+        "tsv": lambda: _tsv(path, has_header=_has_header(names)),
+        "csv": lambda: _csv(path, has_header=_has_header(names)),
         "jsonl": lambda: _jsonl(path),
         "json": lambda: _json(path),
     }
@@ -74,27 +80,87 @@ def filled(row: Row, template: str, text_of: Callable[[str], str]) -> str:
     return _PLACEHOLDER.sub(lambda match: text_of(match[1]), template)
 
 
+class _Cells(NamedTuple):
+    """A row of a table before its columns have names."""
+
+    lines: tuple[int, ...]
+    """Their numbers: all of them are lost where the row is bad."""
+    texts: list[str]
+
+
+def _has_header(names: Sequence[str]) -> bool:
+    return not all(name.isdecimal() for name in names)
+
+
 def _tsv(path: Path, *, has_header: bool) -> Iterator[Row | Fault]:
     """GLUE style: no quoting."""
+    lines = (
+        line if isinstance(line, Fault) else _Cells((line.number,), line.text.split("\t")) for line in lines_of(path)
+    )
+    return _named(path, lines, has_header=has_header)
+
+
+def _csv(path: Path, *, has_header: bool) -> Iterator[Row | Fault]:
+    """As RFC 4180 has it: a cell in quotes may hold separators, line ends, and quotes written twice."""
+    return _named(path, _csv_cells(path), has_header=has_header)
+
+
+def _csv_cells(path: Path) -> Iterator[_Cells | Fault]:
+    csv.field_size_limit(CELL_CHARACTERS)  # the module's own, for all readers
+    faults: list[Fault] = []
+    numbers: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for line in lines_of(path):
+            if isinstance(line, Fault):
+                faults.append(line)
+            else:
+                numbers.append(line.number)
+                yield line.text + "\n"
+
+    rows = csv.reader(texts(), delimiter=_separator(path), strict=True)
+    while True:
+        numbers.clear()
+        try:
+            cells = next(rows)
+        except StopIteration:
+            yield from faults
+            return
+        except csv.Error as error:
+            faults += _faults(path, numbers, f"found no CSV: {error}")
+        else:
+            yield _Cells(tuple(numbers), cells)
+        yield from faults
+        faults.clear()
+
+
+def _separator(path: Path) -> str:
+    first = next((line.text for line in lines_of(path) if isinstance(line, Line) and line.text.strip()), "")
+    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
+
+
+def _named(path: Path, rows: Iterable[_Cells | Fault], *, has_header: bool) -> Iterator[Row | Fault]:
+    """Rows under the names that the first has, or by number; empty lines are passed over."""
     header: list[str] = []
-    for line in lines_of(path):
-        if isinstance(line, Fault):
-            yield line
+    for row in rows:
+        if isinstance(row, Fault):
+            yield row
             continue
-        cells = line.text.split("\t")
         if not header:
-            header = cells if has_header else [str(number) for number in range(len(cells))]
+            header = row.texts if has_header else [str(number) for number in range(len(row.texts))]
             if has_header:
                 continue
-        if cells == [""]:
+        if row.texts in ([], [""]):
             continue
-        yield _table_row(path, line.number, header, cells)
+        if len(row.texts) == len(header):
+            yield Row(path, row.lines[0], dict(zip(header, row.texts, strict=True)))
+        else:
+            problem = f"found {len(row.texts)} columns, wanted {len(header)} as in the first line"
+            yield from _faults(path, row.lines, problem)
 
 
-def _table_row(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> Row | Fault:
-    if len(cells) == len(header):
-        return Row(path, number, dict(zip(header, cells, strict=True)))
-    return Fault(f"{path}:{number}", f"found {len(cells)} columns, wanted {len(header)} as in the first line")
+def _faults(path: Path, lines: Iterable[int], problem: str) -> list[Fault]:
+    return [Fault(f"{path}:{line}", problem) for line in lines]
 
 
 def _jsonl(path: Path) -> Iterator[Row | Fault]:

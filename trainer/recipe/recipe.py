@@ -39,11 +39,11 @@ METRICS: dict[TaskFamily, tuple[str, ...]] = {
 }
 """What an epoch can be chosen by, beside the loss; the first is what `auto` means."""
 FORMATS: dict[TaskFamily, tuple[str, ...]] = {
-    TaskFamily.TEXT_CLASSIFICATION: ("tsv", "jsonl", "json"),
+    TaskFamily.TEXT_CLASSIFICATION: ("tsv", "csv", "jsonl", "json"),
     TaskFamily.TOKEN_CLASSIFICATION: ("conll", "tsv", "jsonl", "json"),
     TaskFamily.QUESTION_ANSWERING: ("squad",),
     TaskFamily.SEMANTIC_ROLES: ("props",),
-    TaskFamily.MULTIPLE_CHOICE: ("tsv", "jsonl", "json"),
+    TaskFamily.MULTIPLE_CHOICE: ("tsv", "csv", "jsonl", "json"),
 }
 """What a family's files may be."""
 LEAST_TEXT = 16

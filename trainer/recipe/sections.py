@@ -94,9 +94,9 @@ class DataSection(Section):
     carve_test: Annotated[float, Field(ge=0)] = 0.0
     """Test rows taken from training, likewise, when no test file is given. What many settings were chosen on flatters
     them: carve some where a sweep would have nothing else to report."""
-    format: Literal["auto", "tsv", "jsonl", "json", "conll", "squad", "props"] = "auto"
-    """`auto` goes by the family: SQuAD for answers, props for roles; for others by the file's ending: .tsv, .jsonl,
-    .json, anything else is CoNLL columns."""
+    format: Literal["auto", "tsv", "csv", "jsonl", "json", "conll", "squad", "props"] = "auto"
+    """`auto` goes by the family: SQuAD for answers, props for roles; for others by the file's ending: .tsv, .csv,
+    .jsonl, .json, anything else is CoNLL columns."""
     tolerance: Share = 0.01
     """Share of bad rows that a file may have: they are left out, and the report says how many. 0 stops at the first."""
     text: tuple[str, ...] = ("text",)
