@@ -37,6 +37,7 @@ def tsv(path: Path, header: str, *rows: str) -> Path:
         ("index sentence1 sentence2 label", ["sentence1", "sentence2"], "label"),
         ("premise hypothesis genre gold_label", ["premise", "hypothesis"], "gold_label"),
         ("question sentence label", ["question", "sentence"], "label"),
+        ("id qid1 qid2 question1 question2 is_duplicate", ["question1", "question2"], "is_duplicate"),
         ("id text sentiment", ["text"], "sentiment"),
         ("title review label", ["review"], "label"),
         ("label words_of_mouth", ["words_of_mouth"], "label"),
@@ -118,6 +119,16 @@ def test_what_is_said_is_not_guessed(tmp_path: Path) -> None:
     rows = [{"a": f"x{n}", "b": "y", "c": "no" if n % 2 else "yes"} for n in range(8)]
     found = guess(jsonl(tmp_path / "a.jsonl", rows), said={"text": ["b", "a"], "label": "c"})
     assert found["data"] == {"format": "jsonl", "text": ["b", "a"], "label": "c"}
+
+
+def test_the_names_of_mrpc_are_known(tmp_path: Path) -> None:
+    rows = "".join(f"{n % 2}\t{n}\t{n + 9}\ta {n}\tb {n}\n" for n in range(8))
+    (tmp_path / "a.tsv").write_text(f"Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n{rows}")
+    assert guess(tmp_path / "a.tsv")["data"] == {
+        "format": "tsv",
+        "text": ["#1 String", "#2 String"],
+        "label": "Quality",
+    }
 
 
 def test_a_csv_file_is_a_table(tmp_path: Path) -> None:
