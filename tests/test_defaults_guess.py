@@ -140,6 +140,7 @@ def test_a_table_without_a_header_is_told_by_numbers(tmp_path: Path) -> None:
     (tmp_path / "cola.tsv").write_text("".join(f"gj04\t{n % 2}\t*\tHe came {n}.\n" for n in range(8)))
     with pytest.raises(InvalidData, match='without a header the columns are "0", "1"'):
         guess(tmp_path / "cola.tsv")
+    assert guess(tmp_path / "cola.tsv", said={"text": ["3"], "label": 1})["data"]["label"] == 1  # the recipe refuses it
     found = guess(tmp_path / "cola.tsv", said={"text": ["3"], "label": "1"})
     assert found == {"family": TEXTS, "data": {"format": "tsv", "text": ["3"], "label": "1"}}
 

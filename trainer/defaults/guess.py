@@ -41,7 +41,8 @@ def guess(path: Path, family: TaskFamily | None = None, said: Mapping[str, Any] 
             found and how to say what is meant.
     """
     said = said or {}
-    known = [*said.get("text", ()), *([said["label"]] if "label" in said else ())]
+    # Of any type yet: the recipe, which judges them, is made of what is guessed here.
+    known = [str(name) for name in (*said.get("text", ()), *([said["label"]] if "label" in said else ()))]
     found = sniff(path, known) if known else sniff(path)
     guessed = _family(found)
     wanted = family or guessed
