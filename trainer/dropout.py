@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,8 +31,11 @@ class Segment(NamedTuple):
 
 
 def stream_of(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """A stream of its own for every seed (below 2^31) and step."""
-    return torch.Generator(device).manual_seed((step << 31) | seed)
+    """A stream of its own for every seed (below 2^31) and step.
+
+    The CPU's generator takes the low 32 bits of a seed: both numbers are mixed into those by numpy's `SeedSequence`.
+    """
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
 
 
 def dropout(x: Tensor, share: float, stream: torch.Generator) -> Tensor:
@@ -39,7 +43,7 @@ def dropout(x: Tensor, share: float, stream: torch.Generator) -> Tensor:
     if not share:
         return x
     kept = torch.rand(x.shape, generator=stream, device=x.device) >= share
-    return x * (kept.to(x.dtype) / (1 - share))
+    return x * kept / (1 - share)
 
 
 @contextmanager
