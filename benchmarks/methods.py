@@ -43,6 +43,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "examples" / "recipes"
 FIRST_SEED = 11
 KEPT = ROOT / "benchmarks" / "results" / "methods.jsonl"
+REVISION = 2
+"""Of the trainer. A run of an older one is run again: 2 draws a dropout mask at every step, 1 had two for all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Run:
     threads: int
     commit: str
     hardware: str
+    revision: int = 1
 
 
 def measure(task: str, method: str, seeds: Sequence[int], settings: Sequence[str], folder: Path) -> Iterator[Run]:
@@ -102,6 +105,7 @@ def _run(task: str, method: str, seed: int, settings: Sequence[str], digest: str
         torch.get_num_threads(),
         commit(),
         hardware(),
+        REVISION,
     )
 
 
@@ -167,12 +171,15 @@ def kept(file: Path) -> list[Run]:
 
 
 def _seeds_done(runs: Sequence[Run], task: str, method: str, settings: Sequence[str]) -> set[int]:
-    wanted = (task, method, _digest(task, method, settings))
-    return {run.seed for run in runs if (run.task, run.method, run.recipe) == wanted}
+    wanted = (task, method, _digest(task, method, settings), REVISION)
+    return {run.seed for run in runs if (run.task, run.method, run.recipe, run.revision) == wanted}
 
 
 def table(runs: Sequence[Run]) -> Iterator[str]:
-    """Markdown: a line per task, a column per method, mean and deviation over seeds; the newest settings alone."""
+    """Markdown: a line per task, a column per method, mean and deviation over seeds; the newest settings alone.
+
+    Cells of an older revision are marked.
+    """
     methods = [method for method in METHODS if any(run.method == method for run in runs)]
     yield f"| task | metric | {' | '.join(methods)} |"
     yield f"|{'---|' * (len(methods) + 2)}"
@@ -184,12 +191,13 @@ def table(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _cell(runs: Sequence[Run]) -> str:
-    newest = [run for run in runs if run.recipe == runs[-1].recipe]
+    newest = [run for run in runs if (run.recipe, run.revision) == (runs[-1].recipe, runs[-1].revision)]
     if not newest:
         return "-"
+    old = "" if newest[0].revision == REVISION else "; old"
     scores = [100 * run.score for run in newest]
     spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.1f}{spread} ({newest[0].trained_share:.2%}, {len(scores)})"
+    return f"{statistics.mean(scores):.1f}{spread} ({newest[0].trained_share:.2%}, {len(scores)}{old})"
 
 
 def main(
