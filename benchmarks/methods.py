@@ -44,7 +44,7 @@ RECIPES = ROOT / "examples" / "recipes"
 FIRST_SEED = 11
 KEPT = ROOT / "benchmarks" / "results" / "methods.jsonl"
 REVISION = 2
-"""Of the trainer. A run of an older one is run again: 2 draws a dropout mask at every step, 1 had two for all of them."""
+"""Of the trainer; runs of an older one are run again. 2 draws a dropout mask a step, 1 had two for all steps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefixbank.model_store.backbones.backbone import Backbone
+    from prefixbank.trainer.recipe import Recipe
     from prefixbank.trainer.trial import Epoch
 
 
@@ -109,6 +110,26 @@ def test_the_recipe_of_the_best_trains_the_artifact_that_was_kept(
     torch.testing.assert_close(again.prompt.kv_N2HPD, kept.kv_N2HPD, atol=1e-5, rtol=0)
     assert recipe.seed in result.seeds
     assert recipe.sweep is None
+
+
+def test_rows_that_chose_settings_are_never_reported_by_the_recipe_of_the_best(
+    root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    carved = {"validation": None, "test": None, "carve": 12, "carve_test": 12}
+    recipe = recipe_of(data=carved, sweep={"trials": 2, "seeds": 3}, prompt={"dtype": "float32"})
+    result = swept(recipe, root, tmp_path, backbone)
+    best = load(tmp_path / "best.toml")
+    assert (best.seed, best.data and best.data.seed) == (result.recipe.seed, 11)
+    rows = {again: splits_of(best.model_copy(update={"seed": again}), tmp_path, backbone) for again in (11, 12, 13)}
+    assert rows[11] == rows[12] == rows[13] == splits_of(recipe, root, backbone)
+    again = train(best, tmp_path / "again", root=tmp_path, backbone=backbone)
+    assert again.report["metrics"]["test"] == pytest.approx(result.trained.report["metrics"]["test"], abs=1e-5)
+
+
+def splits_of(recipe: Recipe, root: Path, backbone: Backbone) -> dict[str, list[str]]:
+    """Where the rows of each split stand."""
+    items = prepare(recipe, root, backbone).parts[""].items
+    return {split: [item.example.where for item in found] for split, found in items.items()}
 
 
 def test_interrupted_sweeps_end_where_the_uninterrupted_one_does(

@@ -49,11 +49,11 @@ def read_splits(recipe: Recipe, root: Path) -> Splits:
     opened = {name: open_source(source, root) for name, source in data.sources.items()}
     readings = {name: _read(recipe, data.sources[name], opened[name]) for name in opened}
     rows = {name: reading.rows for name, reading in readings.items()}
-    where = data.train.name
+    where, seed = data.train.name, _seed(recipe)
     if "test" not in rows and data.carve_test:
-        rows["train"], rows["test"] = _carve(rows["train"], data.carve_test, f"carve test {recipe.seed}", where)
+        rows["train"], rows["test"] = _carve(rows["train"], data.carve_test, f"carve test {seed}", where)
     if "validation" not in rows:
-        rows["train"], rows["validation"] = _carve(rows["train"], data.carve, f"carve {recipe.seed}", where)
+        rows["train"], rows["validation"] = _carve(rows["train"], data.carve, f"carve {seed}", where)
     by_name = {data.sources[name].name: one for name, one in opened.items()}
     return Splits(
         rows["train"],
@@ -79,7 +79,7 @@ def _read(recipe: Recipe, source: Source, opened: Opened) -> Reading[Example]:
         examples, part = islice(examples, *source.rows), f" in {list(source.rows)}"
     reading: Reading[Example] = settle(examples, opened.name, Tolerance(_data(recipe).tolerance), part)
     if source.limit is not None and source.limit < len(reading.rows):
-        drawn = Random(f"limit {recipe.seed}").sample(reading.rows, source.limit)
+        drawn = Random(f"limit {_seed(recipe)}").sample(reading.rows, source.limit)
         return reading._replace(rows=drawn)
     return reading
 
@@ -87,6 +87,12 @@ def _read(recipe: Recipe, source: Source, opened: Opened) -> Reading[Example]:
 def _data(recipe: Recipe) -> DataSection:
     assert recipe.data is not None, "a recipe of several data sets is read part by part. This is a bug."
     return recipe.data
+
+
+def _seed(recipe: Recipe) -> int:
+    """What draws rows."""
+    own = _data(recipe).seed
+    return recipe.seed if own is None else own
 
 
 def _carve(rows: list[Example], share: float, seed: str, where: str) -> tuple[list[Example], list[Example]]:

@@ -21,6 +21,7 @@ from prefixbank.trainer.recipe.sections import (
     ReportSection,
     RolesSection,
     Section,
+    Seed,
     SelectionSection,
     TaskSection,
 )
@@ -28,7 +29,7 @@ from prefixbank.trainer.recipe.sweep import SweepSection  # noqa: TC001 - pydant
 from prefixbank.trainer.recipe.verbalizer import check_verbalizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 METRICS: dict[TaskFamily, tuple[str, ...]] = {
     TaskFamily.TEXT_CLASSIFICATION: ("accuracy", "macro_f1", "f1", "matthews"),
@@ -86,7 +87,7 @@ class Recipe(Section):
     max_tokens: Annotated[int, Field(ge=3)] = 128
     """Longest row with special tokens. Longer training rows are cut, and the report counts them; long texts of
     questions become several rows."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 11
+    seed: Seed = 11
     """Seeds order, start and dropout: the same seed on the same machine gives the same bits."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the backbone. `auto`: bfloat16 where the device computes it fast; prefix and head stay float32."""
@@ -111,12 +112,14 @@ class Recipe(Section):
     @property
     def strict(self) -> Recipe:
         """The same recipe, but the first bad row of any data set stops the run."""
-        if self.data is not None:
-            return self.model_copy(update={"data": _strict(self.data)})
-        tasks = {
-            name: task.model_copy(update={"data": _strict(task.data)}) for name, task in (self.tasks or {}).items()
-        }
-        return self.model_copy(update={"tasks": tasks})
+        return self._with_data(lambda data: data.model_copy(update={"tolerance": 0.0}))
+
+    @property
+    def drawn(self) -> Recipe:
+        """The same recipe, but `data.seed` says which rows are drawn: they stay the same with another seed."""
+        return self._with_data(
+            lambda data: data if data.seed is not None else data.model_copy(update={"seed": self.seed})
+        )
 
     @property
     def metric(self) -> str:
@@ -130,9 +133,12 @@ class Recipe(Section):
             return 0
         return self.prompt.length if self.prompt.position_offset == "length" else self.prompt.position_offset
 
-
-def _strict(data: DataSection) -> DataSection:
-    return data.model_copy(update={"tolerance": 0.0})
+    def _with_data(self, change: Callable[[DataSection], DataSection]) -> Recipe:
+        """The same recipe with a change in the data section of each data set."""
+        if self.data is not None:
+            return self.model_copy(update={"data": change(self.data)})
+        tasks = {name: task.model_copy(update={"data": change(task.data)}) for name, task in (self.tasks or {}).items()}
+        return self.model_copy(update={"tasks": tasks})
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:

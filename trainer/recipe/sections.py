@@ -21,6 +21,7 @@ from prefixbank.model_store.task_prompt import (
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, le=10)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Metric: TypeAlias = Literal["accuracy", "macro_f1", "matthews", "span_f1", "role_f1", "f1", "exact", "loss"]
 
 
@@ -94,6 +95,9 @@ class DataSection(Section):
     carve_test: Annotated[float, Field(ge=0)] = 0.0
     """Test rows taken from training, likewise, when no test file is given. What many settings were chosen on flatters
     them: carve some where a sweep would have nothing else to report."""
+    seed: Seed | None = None
+    """Draws what `limit`, `carve` and `carve_test` take. Unset: the recipe's own. The recipe that a sweep writes names
+    it: whatever seed it is trained with, rows that chose the settings are none of those that are reported."""
     format: Literal["auto", "tsv", "csv", "jsonl", "json", "conll", "squad", "props"] = "auto"
     """`auto` goes by the family: SQuAD for answers, props for roles; for others by the file's ending: .tsv, .csv,
     .jsonl, .json, anything else is CoNLL columns."""

@@ -79,7 +79,7 @@ class Search:
         self.pack = pack
         self.display = display
         self.most = UNLIMITED if job.most is None else job.most
-        self.rows = SharedRows(self.base, job.root, pack.backbone)
+        self.rows = SharedRows(job.root, pack.backbone)
         self.study = Study(self.space, self.section, self.base.seed, self.most)
         self.pruner = pruner_of(self.section.pruner, self.base.optimiser.epochs)
         self.records: list[Record] = []

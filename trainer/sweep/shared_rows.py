@@ -29,15 +29,13 @@ UNREAD: dict[str, Any] = {
 
 
 class SharedRows:
-    """Rows by what recipes say of them. Which rows a `limit` or `carve` draws is a matter of the first recipe's seed.
+    """Rows by what recipes say of them.
 
     Args:
-        base: whose seed it is.
         root: what paths are relative to.
     """
 
-    def __init__(self, base: Recipe, root: Path, backbone: Backbone) -> None:
-        self.seed = base.seed
+    def __init__(self, root: Path, backbone: Backbone) -> None:
         self.root = root
         self.backbone = backbone
         self._prepared: dict[str, Prepared] = {}
@@ -51,8 +49,7 @@ class SharedRows:
         """
         for part in recipe.parts.values():
             check_length(part, self.backbone)
-        key = recipe.model_dump_json(exclude=UNREAD)
+        key = recipe.drawn.model_dump_json(exclude=UNREAD)
         if key not in self._prepared:
-            with_seed = recipe.model_copy(update={"seed": self.seed})
-            self._prepared[key] = prepare(with_seed, self.root, self.backbone)
+            self._prepared[key] = prepare(recipe, self.root, self.backbone)
         return self._prepared[key]

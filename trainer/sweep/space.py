@@ -101,7 +101,7 @@ class Space:
     """Some fields of a recipe, and what they may be."""
 
     base: Recipe
-    """What the settings change; it has no sweep section itself."""
+    """What the settings change; it has no sweep section itself, and its rows are drawn whatever the seed."""
     dimensions: tuple[Dimension, ...]
 
     def recipe(self, settings: Mapping[str, Any]) -> Recipe:
@@ -130,7 +130,7 @@ def space_of(recipe: Recipe) -> Space:
     Raises:
         InvalidRecipe: a name is no field, a value is none that the field takes, or trials could not share a backbone.
     """
-    base = recipe.model_copy(update={"sweep": None})
+    base = recipe.model_copy(update={"sweep": None}).drawn
     asked = recipe.sweep.space if recipe.sweep is not None and recipe.sweep.space else default_space(base)
     space = Space(base, tuple(_dimension(name, tried) for name, tried in asked.items()))
     for dimension in space.dimensions:
