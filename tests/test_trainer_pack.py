@@ -120,6 +120,29 @@ def test_a_trial_that_diverges_ends_alone(root: Path, backbone: Backbone) -> Non
     )
 
 
+@pytest.mark.parametrize("steps_more", [3, 0], ids=["in a step", "in a validation"])
+def test_a_trial_that_diverges_late_keeps_its_best_epoch(steps_more: int, root: Path, backbone: Backbone) -> None:
+    trial, other = (trial_of(recipe_of(seed=seed), root, backbone) for seed in (1, 2))
+    judged: list[tuple[int, int]] = []
+    loop = Loop(Pack(backbone), most_trials=2, judge=lambda one: judged.append((one.recipe.seed, one.state.epoch)))
+    move = trial.move
+
+    def moved(*arguments: Any) -> None:
+        move(*arguments)
+        if trial.state.step == 2 * trial.steps_per_epoch - steps_more:
+            torch.nn.init.constant_(trial.trained["head.classifier.bias"], float("nan"))
+
+    trial.move = moved  # type: ignore[method-assign]
+    list(loop.run([trial, other]))
+    state = trial.state
+    assert (state.finished, state.failure, state.epoch, state.best_epoch) == (True, "", 1, 1)
+    assert "nan" in state.stopped
+    assert "lower the rates of [optimiser]" in state.stopped
+    assert all(tensor.isfinite().all() for tensor in trial.trained.values())
+    assert (other.state.stopped, other.state.epoch) == ("", other.recipe.optimiser.epochs)
+    assert judged == [(1, 1), *((2, epoch + 1) for epoch in range(other.state.epoch))]
+
+
 @pytest.mark.parametrize("changes", [{"prompt": {"layers": [2]}}, {"method": "head"}], ids=["top layer", "head"])
 def test_kept_states_change_nothing(changes: dict[str, Any], root: Path, backbone: Backbone) -> None:
     recipe = recipe_of(**changes)

@@ -38,7 +38,7 @@ class Loop:
 
     Args:
         most_trials: how many share a step.
-        judge: asked after every epoch of a trial; it may end it by `Trial.fail`.
+        judge: asked after every epoch of a trial; it may end it.
         watch: asked after every step, with the running trials; it may end some as well.
     """
 
@@ -99,17 +99,24 @@ class Loop:
         if math.isfinite(loss):
             trial.move(share, loss, seconds)
         else:
-            trial.fail(
-                f"step {trial.state.step}: found a loss of {loss}, wanted a finite one: lower optimiser.prompt_rate"
-            )
+            _diverge(trial, f"found a loss of {loss} in step {trial.state.step}")
 
     def _close_epochs(self) -> None:
-        for trial in self.running:
-            if not trial.state.finished and trial.is_at_end_of_epoch:
-                trial.close_epoch(evaluate(self.pack, trial))
+        at_end = [trial for trial in self.running if not trial.state.finished and trial.is_at_end_of_epoch]
+        judged = [(trial, self._validated(trial)) for trial in at_end]  # a judge of one looks at the others too
+        for trial, scores in judged:
+            if scores is not None:
+                trial.close_epoch(scores)
                 if self.judge is not None:
                     self.judge(trial)
-                trial.save()
+            trial.save()
+
+    def _validated(self, trial: Trial) -> dict[str, float] | None:
+        try:
+            return evaluate(self.pack, trial)
+        except FloatingPointError as error:
+            _diverge(trial, f"{error} after step {trial.state.step}")
+            return None
 
     def _ended(self) -> Iterator[Trial]:
         for trial in [trial for trial in self.running if trial.state.finished]:
@@ -131,6 +138,12 @@ class Loop:
             for trial in self.running:
                 trial.save()
             self._saved_at = time.monotonic()
+
+
+def _diverge(trial: Trial, found: str) -> None:
+    trial.diverge(found)
+    if trial.state.stopped:
+        logger.warning("seed %d: %s; epoch %d is kept", trial.recipe.seed, trial.state.stopped, trial.state.best_epoch)
 
 
 def _differentiate(losses: list[Tensor]) -> None:

@@ -74,8 +74,10 @@ class State:
     """0 before the first validation."""
     best_score: float = -math.inf
     finished: bool = False
+    stopped: str = ""
+    """Why it ended before its schedule did; it is finished then, and its best epoch stands."""
     failure: str = ""
-    """Why it cannot go on; it is finished then."""
+    """Why it cannot go on; it is finished then, and nothing of it is used."""
 
     def to_json(self) -> dict[str, Any]:
         # -inf is no JSON number, and follows from best_epoch.
@@ -209,6 +211,20 @@ class Trial:
         state.epoch_seconds += seconds
         state.trained_tokens += share.num_tokens
         self.display.step(state.step, self.mean_loss)
+
+    def stop(self, reason: str) -> None:
+        """End here, with the best epoch so far."""
+        assert self.state.best_epoch, "a trial that stops has a judged epoch. This is a bug."
+        self.state.stopped = reason
+        self.state.finished = True
+
+    def diverge(self, found: str) -> None:
+        """Numbers ran away: end with the best epoch so far, or fail where none was judged."""
+        reason = f"{found}, wanted finite ones: lower the rates of [optimiser]"
+        if self.state.best_epoch:
+            self.stop(reason)
+        else:
+            self.fail(reason)
 
     def fail(self, reason: str) -> None:
         """End here: it cannot go on."""

@@ -101,6 +101,7 @@ def compose(
         },
         "details": {name: score.details for name, score in scores.items()},
         "curve": [asdict(epoch) for epoch in state.curve],
+        "stopped": state.stopped,
         "train_seconds": state.train_seconds,
         "train_tokens_per_second": state.trained_tokens / state.train_seconds if state.train_seconds else None,
     }

@@ -158,6 +158,8 @@ class Report(_Part):
     confidence: Confidence = Confidence()
     details: dict[str, Details] = {}
     curve: tuple[Epoch, ...] = ()
+    stopped: str = ""
+    """Why it ended before its schedule did."""
     train_seconds: float | None = None
     train_tokens_per_second: float | None = None
     serving_check: ServingCheck | None = None

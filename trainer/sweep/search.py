@@ -183,7 +183,7 @@ class Search:
             record.state = PRUNED if state.failure.startswith(PRUNED) else FAILED
             record.reason = state.failure
         else:
-            record.state = COMPLETE
+            record.state, record.reason = COMPLETE, state.stopped
         record.curve = [asdict(epoch) for epoch in state.curve]
         record.epochs, record.seconds = state.epoch, state.train_seconds + state.epoch_seconds
         record.score = records.score_of(trial)

@@ -191,10 +191,10 @@ def _comment(search: Search, result: Result, path: Path) -> str:
 
 
 def _ended_early(result: Result) -> str:
-    section, done = result.recipe.optimiser, len(result.trained.report["curve"])
-    if done == section.epochs or result.recipe.selection.patience is not None:
+    report = result.trained.report
+    if not report["stopped"]:
         return ""
-    return f"Time ended it after epoch {done} of {section.epochs}.\n"
+    return f"It ended after epoch {len(report['curve'])} of {result.recipe.optimiser.epochs}: {report['stopped']}.\n"
 
 
 def _run(

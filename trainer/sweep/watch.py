@@ -80,5 +80,5 @@ def stop_judged(trials: Iterable[Trial]) -> list[Trial]:
     """
     stopped = [one for one in trials if one.state.best_epoch and not one.state.finished]
     for one in stopped:
-        one.state.finished = True
+        one.stop("time was up")
     return stopped
