@@ -129,8 +129,22 @@ def test_applying_a_threshold_gives_what_the_sweep_promised() -> None:
 
 def test_the_null_threshold_is_tuned_on_differences_of_logits() -> None:
     predicted, differences = ["cat", "dog", "", "owl"], [-5.0, -1.0, float("inf"), 2.0]
-    assert tuned_null_threshold(predicted, differences, [["cat"], ["dog"], [], []]) == (1.0, -1.0)
-    assert tuned_null_threshold(predicted, differences, [[], [], [], []]) == (1.0, -6.0)
+    assert tuned_null_threshold(predicted, differences, [["cat"], ["dog"], [], []]) == (1.0, 0.5)
+    assert tuned_null_threshold(predicted, differences, [[], [], [], []]) == (1.0, -5.5)
+    assert tuned_null_threshold(predicted, differences, [["cat"], ["dog"], [], ["owl"]]) == (1.0, 3.0)
+
+
+def test_no_question_hangs_on_the_last_bits_of_a_logit() -> None:
+    chance = random.Random(3)
+    questions = random_questions(3, 500, least_answers=0)
+    texts, answers = [text for text, _ in questions], [found for _, found in questions]
+    differences = [chance.gauss(0, 3) for _ in questions]
+    best = tuned_null_threshold(texts, differences, answers)
+    scores = [judge_v2(*question).f1 for question in questions]
+    as_the_script = best_threshold(scores, differences, [bool(found) for found in answers], texts)
+    assert best.score == as_the_script.score
+    assert [one > best.threshold for one in differences] == [one > as_the_script.threshold for one in differences]
+    assert min(abs(one - best.threshold) for one in differences) > 1e-4
 
 
 def test_a_summary_parts_questions_with_and_without_an_answer() -> None:

@@ -16,10 +16,13 @@ from prefixbank.trainer.pack import Pack
 from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import Recipe, parse
+from prefixbank.trainer.states import Room
 from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.trainer.trial import Trial
@@ -35,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "top layer": {"prompt": {"layers": {"from": "top", "count": 1}}},
     "mlp": {"prompt": {"parameterisation": "mlp", "init": "normal", "mlp_width": 16}},
     "shallow": {"method": "shallow", "prompt": {"length": 4, "dropout": 0.1}},
+    "shallow, own draws": {"method": "shallow", "prompt": {"length": 4, "dropout": 0.3, "dropout_per": "row"}},
     "head": {"method": "head"},
     "shifted": {"prompt": {"position_offset": "length"}, "optimiser": {"backbone_dropout": True}},
     "fast": {"optimiser": {"prompt_rate": 0.05, "schedule": "exponential", "batch_rows": 5}, "seed": 3},
@@ -161,6 +165,34 @@ def test_kept_states_are_computed_once(root: Path, backbone: Backbone) -> None:
     hook.remove()
     assert trial.state.epoch == 9
     assert len(calls) <= trial.steps_per_epoch + 2, "the first epoch and the first validation"
+
+
+def test_trials_of_unlike_depths_keep_states_in_one_room(root: Path, backbone: Backbone) -> None:
+    recipes = [recipe_of(prompt={"layers": [layer]}, seed=layer) for layer in (1, 2)]
+    pack = Pack(backbone)
+    roomy = run_one_by_one(pack, recipes, root)
+    tight = Pack(backbone, room=Room(pack.kept_bytes // 3))
+    cramped = run_one_by_one(tight, recipes, root)
+    assert 0 < tight.kept_bytes <= pack.kept_bytes // 3
+    for one, other in zip(roomy, cramped, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def run_one_by_one(pack: Pack, recipes: list[Recipe], root: Path) -> list[Tensor]:
+    """The prompts of trials that never share a step."""
+    trials = [trial_of(recipe, root, pack.backbone) for recipe in recipes]
+    for trial in trials:
+        list(Loop(pack).run([trial]))
+    return [trial.trained["prompt.kv_N2HPD"].detach() for trial in trials]
+
+
+def test_a_shallow_prompt_drops_out_for_each_row_where_it_is_asked_to(root: Path, backbone: Backbone) -> None:
+    losses = set()
+    for per in ("batch", "row"):
+        shallow = {"length": 4, "dropout": 0.5, "dropout_per": per}
+        trial = trial_of(recipe_of(method="shallow", prompt=shallow), root, backbone)
+        losses.add(Pack(backbone).losses([trial], [trial.share()])[0].item())
+    assert len(losses) == 2
 
 
 def test_short_epochs_take_the_same_steps_and_validate_more_often(root: Path, backbone: Backbone) -> None:

@@ -22,7 +22,7 @@ from prefixbank.trainer.deep_prompt import DeepPrompt
 from prefixbank.trainer.dropout import Segment, dropout, dropping
 from prefixbank.trainer.prefixes import Drop, Lent, first_slots, layer_prefixes
 from prefixbank.trainer.shallow_prompt import ShallowPrompt
-from prefixbank.trainer.states import States
+from prefixbank.trainer.states import Room, States
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,12 +62,13 @@ class Pack:
     """Arithmetic of a backbone that is itself trained in fp32; None when it computes in its own dtype."""
     keep_states: bool = True
     """Keep what lies under the lowest prompted layer; off where the backbone moves."""
+    room: Room = field(default_factory=Room)
     _states: dict[int, States] = field(default_factory=dict)
 
     @property
     def kept_bytes(self) -> int:
         """Host memory of kept states."""
-        return sum(states.num_bytes for states in self._states.values())
+        return self.room.used
 
     def losses(self, trials: Sequence[Trial], shares: Sequence[Share]) -> list[Tensor]:
         """Each trial's loss over its own items, dropouts active."""
@@ -130,7 +131,7 @@ class Pack:
 
     def _kept(self, depth: int) -> States:
         if depth not in self._states:
-            self._states[depth] = States(self.backbone, depth)
+            self._states[depth] = States(self.backbone, depth, self.room)
         return self._states[depth]
 
     def _autocasting(self) -> AbstractContextManager[object]:
@@ -183,12 +184,13 @@ def _virtual(all_rows: Sequence[_Rows]) -> Tensor | None:
     """The shallow prompts' vectors [V, M], once per row; None where there are none."""
     parts = []
     for rows in all_rows:
-        prompt, share = rows.trial.prompt, rows.trial.recipe.prompt.dropout
+        prompt, section = rows.trial.prompt, rows.trial.recipe.prompt
         if isinstance(prompt, ShallowPrompt):
-            vectors_PM = prompt.values()
+            drawn = len(rows.features) if section.dropout_per == "row" else 1
+            vectors_VM = prompt.values().repeat(drawn, 1)
             if rows.stream is not None:
-                vectors_PM = dropout(vectors_PM, share, rows.stream)
-            parts.append(vectors_PM.repeat(len(rows.features), 1))
+                vectors_VM = dropout(vectors_VM, section.dropout, rows.stream)
+            parts.append(vectors_VM.repeat(len(rows.features) // drawn, 1))
     return torch.cat(parts) if parts else None
 
 

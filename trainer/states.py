@@ -10,6 +10,7 @@ Shape letters: T tokens of a row, K tokens that a head reads, M model width, L l
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,17 +28,30 @@ DEFAULT_BYTES = 2 << 30
 """Keeps a million tokens of a model 1,024 wide in bf16. On a smaller host, rows beyond the room are computed again."""
 
 
+@dataclass(slots=True)
+class Room:
+    """Host memory for the states of a pack's trials, whatever depths they have in common as they come and go."""
+
+    num_bytes: int = DEFAULT_BYTES
+    used: int = 0
+
+    def take(self, num_bytes: int) -> bool:
+        """Whether so much was left."""
+        fits = self.used + num_bytes <= self.num_bytes
+        self.used += num_bytes * fits
+        return fits
+
+
 class States:
     """States that enter layer `depth`, or that leave the last one where `depth` is the number of layers.
 
     Rows are known by identity: hand in the same objects again.
     """
 
-    def __init__(self, backbone: Backbone, depth: int, budget_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, backbone: Backbone, depth: int, room: Room) -> None:
         self.backbone = backbone
         self.depth = depth
-        self.room = budget_bytes
-        self.num_bytes = 0
+        self.room = room
         self._kept: dict[tuple[int, int], tuple[Features, Tensor]] = {}
 
     @property
@@ -69,8 +83,5 @@ class States:
         return list(torch.split(hidden_TM.index_select(0, packed.read_K), counts))
 
     def _keep(self, key: tuple[int, int], row: Features, states: Tensor) -> None:
-        num_bytes = states.numel() * states.element_size()
-        if num_bytes <= self.room and key not in self._kept:
-            self.room -= num_bytes
-            self.num_bytes += num_bytes
+        if key not in self._kept and self.room.take(states.numel() * states.element_size()):
             self._kept[key] = (row, states.cpu().clone())

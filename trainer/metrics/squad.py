@@ -106,6 +106,9 @@ def tuned_null_threshold(
 ) -> BestThreshold:
     """The difference of logits above which the null answer is best given, by F1. Tune it on validation rows only.
 
+    The script names the difference of the last question that is answered. Half way to the next one answers the same
+    questions, and none of them hangs on the last bits of a logit.
+
     Args:
         predicted_Q: the best span's text of each question, the null answer left aside.
         null_difference_Q: `Found.null_difference` of each.
@@ -113,7 +116,9 @@ def tuned_null_threshold(
     """
     scores = [judge_v2(text, answers).f1 for text, answers in zip(predicted_Q, answers_Q, strict=True)]
     below_all = min((found for found in null_difference_Q if np.isfinite(found)), default=0.0) - 1
-    return best_threshold(scores, null_difference_Q, [bool(answers) for answers in answers_Q], predicted_Q, below_all)
+    best = best_threshold(scores, null_difference_Q, [bool(answers) for answers in answers_Q], predicted_Q, below_all)
+    above = min((found for found in null_difference_Q if best.threshold < found < np.inf), default=best.threshold + 2)
+    return best._replace(threshold=(best.threshold + above) / 2)
 
 
 def _best(prediction: str, answers: Sequence[str], f1_of_nothing: float) -> Judged:
