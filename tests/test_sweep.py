@@ -13,6 +13,7 @@ import torch
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import InvalidRecipe, TrainingError, TrainingInterrupted
+from prefixbank.trainer import checkpoint
 from prefixbank.trainer.build import build_trial
 from prefixbank.trainer.pack import Pack
 from prefixbank.trainer.prepare import prepare
@@ -21,6 +22,7 @@ from prefixbank.trainer.recipe import load
 from prefixbank.trainer.report import render_sweep
 from prefixbank.trainer.run import train
 from prefixbank.trainer.sweep import Job, TimeLimit, sweep
+from prefixbank.trainer.sweep.record import seconds_in
 from prefixbank.trainer.sweep.referee import Referee, Timekeeper
 from prefixbank.trainer.sweep.speed import Speed, fit_threads
 from prefixbank.trainer.sweep.time_limit import Pace
@@ -149,6 +151,16 @@ def test_interrupted_sweeps_end_where_the_uninterrupted_one_does(
     )
     kept = [artifact.read(tmp_path / name / "artifact") for name in ("whole", "cut")]
     assert torch.equal(kept[0].kv_N2HPD, kept[1].kv_N2HPD)
+
+
+def test_the_time_of_interrupted_trials_is_spent(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(TrainingInterrupted):
+        swept(recipe_of(), root, tmp_path, backbone, display=Quiet(4))  # all three of the first pack run
+    states = [checkpoint.load(path.parent).state for path in tmp_path.rglob(checkpoint.FILE)]
+    assert len(states) == 3
+    found = seconds_in(tmp_path / "trials")
+    assert found == pytest.approx(sum(state["train_seconds"] + state["epoch_seconds"] for state in states))
+    assert found > 0
 
 
 def test_another_sweep_in_the_folder_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:

@@ -30,7 +30,7 @@ from prefixbank.trainer.recipe.parse import apply_override
 from prefixbank.trainer.recipe.write import write
 from prefixbank.trainer.report.files import SWEEP_FILE
 from prefixbank.trainer.sweep.default_space import default_space
-from prefixbank.trainer.sweep.record import read_all
+from prefixbank.trainer.sweep.record import seconds_in
 from prefixbank.trainer.sweep.search import IDENTITY_FILE, TRIALS_FOLDER
 from prefixbank.trainer.sweep.speed import Speed, fit_threads, measure
 
@@ -108,8 +108,7 @@ def resumed(out: Path, limit: TimeLimit) -> Choice:
     """
     if not (out / PLAN_FILE).exists():
         raise TrainingError(f"{out}: found no search, wanted one to resume")
-    spent = sum(record.seconds for record in read_all(out / TRIALS_FOLDER))
-    return Choice(load(out / PLAN_FILE), limit.shortened(spent), None)
+    return Choice(load(out / PLAN_FILE), limit.shortened(seconds_in(out / TRIALS_FOLDER)), None)
 
 
 def first_recipe(request: Request, out: Path) -> Recipe:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefixbank.model_store.durable import replace_file, sync_folder
 from prefixbank.model_store.errors import TrainingError
+from prefixbank.trainer import checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +72,23 @@ def read_all(folder: Path) -> list[Record]:
     if [record.number for record in records] != list(range(len(records))):
         raise TrainingError(f"{folder}: found trials {[record.number for record in records]}, wanted all from 0 on")
     return records
+
+
+def seconds_in(folder: Path) -> float:
+    """Training time of all trials of a sweep so far, their shares of shared steps; validation excluded.
+
+    Raises:
+        TrainingError: a record or a checkpoint is none.
+    """
+    return sum(_seconds(path) for path in folder.glob(f"*/{FILE}"))
+
+
+def _seconds(path: Path) -> float:
+    record = _read(path)
+    if not record.is_running or not checkpoint.is_in(path.parent):
+        return record.seconds
+    state = checkpoint.load(path.parent).state
+    return float(state["train_seconds"] + state["epoch_seconds"])
 
 
 def _read(path: Path) -> Record:
