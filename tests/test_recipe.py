@@ -40,10 +40,6 @@ def test_family_and_training_data_are_all_a_recipe_needs() -> None:
         ({"prompt": {"layers": {"from": "middle", "count": 2}}}, ["prompt.layers.from", "'top' or 'bottom'"]),
         ({"prompt": {"init": "stored"}}, ["prompt", "start", "stored"]),
         ({"prompt": {"start": "runs/a"}}, ["prompt", "start", "stored"]),
-        (
-            {"prompt": {"init": "stored", "start": "a", "parameterisation": "mlp"}},
-            ["prompt", "parameterisation", "stored"],
-        ),
         ({"method": "shallow", "prompt": {"layers": [1]}}, ["prompt.layers", "shallow"]),
         ({"method": "shallow", "prompt": {"parameterisation": "mlp"}}, ["prompt.parameterisation", "shallow"]),
         ({"data": {}}, ["data.train", "found nothing"]),

@@ -166,9 +166,12 @@ def test_a_published_start_is_small_noise(root: Path, backbone: Backbone) -> Non
     assert float(kv_N2HPD.std()) == pytest.approx(0.02, rel=0.05)
 
 
-def test_a_stored_start_continues_where_the_other_run_ended(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+@pytest.mark.parametrize("parameterisation", ["embedding", "mlp"])
+def test_a_stored_start_continues_where_the_other_run_ended(
+    parameterisation: str, root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
     first = run(recipe_of(prompt={"dtype": "float32"}), root, tmp_path / "first", backbone)
-    stored = {"init": "stored", "start": str(first.folder), "dtype": "float32"}
+    stored = {"init": "stored", "start": str(first.folder), "dtype": "float32", "parameterisation": parameterisation}
     still = {"prompt_rate": 0.0, "head_rate": 0.0, "epochs": 1}
     again = run(recipe_of(prompt=stored, optimiser=still), root, tmp_path / "again", backbone)
     assert same_bits(prompt_of(first), prompt_of(again))
@@ -346,7 +349,7 @@ def test_a_label_unseen_in_training_is_refused_by_line(root: Path, tmp_path: Pat
 
 
 def test_a_loss_that_is_no_number_stops_the_run(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(TrainingError, match="found a loss of nan, wanted a finite one"):
+    with pytest.raises(TrainingError, match=r"found a loss of nan in step \d+, wanted finite ones"):
         run(recipe_of(optimiser={"weight_decay": 1e30}), root, tmp_path, backbone)
 
 

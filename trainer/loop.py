@@ -131,7 +131,8 @@ class Loop:
             trial.save()
         states = ", ".join(f"epoch {trial.state.epoch + 1} after step {trial.state.step}" for trial in self.running)
         folder = self.running[0].folder
-        raise TrainingInterrupted(f"interrupted in {states}: {folder} holds it, --resume continues")
+        kept = "nothing is kept" if folder is None else f"{folder} holds it, --resume continues"
+        raise TrainingInterrupted(f"interrupted in {states}: {kept}")
 
     def _save_sometimes(self) -> None:
         if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:

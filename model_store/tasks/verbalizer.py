@@ -1,7 +1,9 @@
 """Text classification by words at masks: each label has a word, and the head scores the words' tokens.
 
-A label's score is the mean over its word's tokens of the logit of that token at its mask, as a masked language model
-scores a word of several tokens (Schick & Schütze, 2021; Table 5 of P-Tuning v2); the answer is that of text
+A label's score is the mean over its word's tokens of that token's logit at its mask; for words of one token that is
+the published verbalizer (Schick & Schütze, 2021; Table 5 of P-Tuning v2). Those who score words of several tokens add
+logarithms of probabilities over the whole vocabulary, which a head that computes the words' logits alone has not; here
+training by cross entropy over the scores makes up for the masks' unlike scales. The answer is that of text
 classification. It refuses to know devices, prompts and the wire.
 
 Shape letters: K masks, C outputs of the head (distinct tokens of all words).

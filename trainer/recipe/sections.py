@@ -155,8 +155,9 @@ class PromptSection(Section):
     position_offset: Annotated[int, Field(ge=0)] | Literal["length"] = 0
     """Shift of real positions. 0 leaves the backbone its whole input length; "length" is as published."""
     parameterisation: Literal["embedding", "mlp"] = "embedding"
-    """Train the prompt itself, or an MLP that makes it and is folded away at export. The paper finds the MLP better on
-    some tasks and worse on others: try it when the embedding does not learn, with a lower rate."""
+    """Train the prompt itself, or an MLP that is folded away at export: with `init = "normal"` it makes the prompt, as
+    published; with another start, what it makes is added to that. The paper finds the MLP better on some tasks and
+    worse on others: try it when the embedding does not learn, with a lower rate."""
     mlp_width: Count = 512
     """Hidden width of the MLP, as published."""
     init: Literal["text", "random", "normal", "labels", "stored"] = "text"
@@ -177,8 +178,6 @@ class PromptSection(Section):
             raise ValueError(f'layers "all" or ascending layer numbers, not {list(self.layers)}')
         if (self.init == "stored") != (self.start is not None):
             raise ValueError('start, an artifact\'s folder, beside init = "stored", and only there')
-        if self.init == "stored" and self.parameterisation == "mlp":
-            raise ValueError('parameterisation "embedding" beside init = "stored": no MLP makes a given prompt')
         return self
 
     def resolve(self, num_layers: int) -> tuple[int, ...]:

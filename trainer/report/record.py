@@ -96,7 +96,7 @@ def compose(
         "selection": {"metric": metric, "split": "validation", "epoch": state.best_epoch},
         "metrics": {name: score.metrics for name, score in scores.items()},
         "confidence": {
-            "method": f"bootstrap over rows, {NUM_SAMPLES} samples, {LEVEL:.0%}",
+            "method": f"bootstrap over rows, those of one text together, {NUM_SAMPLES} samples, {LEVEL:.0%}",
             "intervals": {name: score.intervals for name, score in scores.items()},
         },
         "details": {name: score.details for name, score in scores.items()},
