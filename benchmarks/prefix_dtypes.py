@@ -30,7 +30,7 @@ from prefixbank.kernels.quantise import dequantise, quantise
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.task_prompt import BackboneRef, Head, HeadSpec, Pooler, TaskFamily
-from prefixbank.model_store.tasks.token_classification import word_classes
+from prefixbank.model_store.tasks.token_classification import word_tags
 from prefixbank.serving.limits import MIB, Limits
 from prefixbank.serving.pool_bytes import PoolBytes, Sizes
 from prefixbank.serving.predict import Predictor
@@ -202,7 +202,10 @@ def measure(task: Task, backbones: dict[torch.dtype, Backbone], *, is_whole: boo
 
 def compare(task: Task, way: Way, found: Logits, wanted: Logits) -> Result:
     off = np.abs(_flat(found) - _flat(wanted))
-    answers = [[_answer(row, one) for row, one in zip(task.rows, logits, strict=True)] for logits in (found, wanted)]
+    labels = task.prompt.labels
+    answers = [
+        [_answer(row, one, labels) for row, one in zip(task.rows, logits, strict=True)] for logits in (found, wanted)
+    ]
     changed = sum(one != other for one, other in zip(*answers, strict=True)) / len(task.rows)
     memory = None if way.values else memory_of(task.prompt, way)
     return Result(
@@ -237,10 +240,10 @@ def large_prompt(like: TaskPrompt, length: int) -> TaskPrompt:
     return replace(like, layers=tuple(range(ref.num_layers)), kv_N2HPD=kv_N2HPD, head=head, backbone=ref)
 
 
-def _answer(row: Item, logits: NDArray[np.float32]) -> tuple[int | None, ...]:
+def _answer(row: Item, logits: NDArray[np.float32], labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(row.example, TextExample):
-        return (int(logits.argmax()),)
-    return tuple(word_classes(logits, row.rows[0]))
+        return (labels[int(logits.argmax())],)
+    return tuple(word_tags(logits, row.rows[0], labels)[0])
 
 
 def _flat(logits: Logits) -> NDArray[np.float32]:

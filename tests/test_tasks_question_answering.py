@@ -15,8 +15,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from prefixbank.model_store.errors import InputTooLong, InvalidRequest
 from prefixbank.model_store.task_prompt import Preprocessing
+from prefixbank.model_store.tasks.answer_spans import Found, find_answers, span_targets
 from prefixbank.model_store.tasks.features import Text, Truncation, Words
-from prefixbank.model_store.tasks.question_answering import QuestionAnswering, find_answers, span_targets
+from prefixbank.model_store.tasks.question_answering import QuestionAnswering
 from prefixbank.model_store.tasks.rows import MAX_WINDOWS
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 from prefixbank.trainer.metrics.squad import judge_v1
@@ -110,9 +111,8 @@ def test_targets_are_the_published_ones(architecture: str) -> None:
     expected = theirs(architecture, CONTEXT, 64, 16)
     chance = random.Random(0)
     found = 0
-    for _ in range(300):
-        start = chance.randrange(len(CONTEXT) - 20)
-        end = start + chance.randrange(1, 20)
+    spans = ((start, start + chance.randrange(1, 20)) for start in chance.choices(range(len(CONTEXT) - 20), k=500))
+    for start, end in (span for span in spans if CONTEXT[slice(*span)].strip() == CONTEXT[slice(*span)]):
         for place, row in enumerate(rows):
             targets = span_targets(row, (start, end)).tolist()
             assert targets == published_targets(expected, place, start, end)
@@ -122,6 +122,34 @@ def test_targets_are_the_published_ones(architecture: str) -> None:
 
 def test_no_answer_targets_the_null_token(tokenizer: TextTokenizer) -> None:
     assert span_targets(windows(tokenizer)[0], None).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "tokens", "given"),
+    [
+        ("the film\u0301 joy", "film\u0301", "film", "film\u0301"),
+        ("the film joy", "film ", "film", "film"),
+        ("the film joy", " film", "film", "film"),
+        ("the film\u200b joy", "film\u200b", "film", "film"),
+        ("the film joy\u0301", "film joy\u0301", "film joy", "film joy\u0301"),
+        ("the \u0301 joy", "\u0301", None, None),
+    ],
+    ids=["accent", "blank behind", "blank before", "no width", "at the end", "nothing but an accent"],
+)
+def test_characters_that_no_token_holds_move_no_answer(
+    context: str, answer: str, tokens: str | None, given: str | None, tokenizer: TextTokenizer
+) -> None:
+    """BERT drops accents: the published search takes the next word for the answer's last."""
+    (row,) = windows(tokenizer, context)
+    start = context.index(answer)
+    first, last = span_targets(row, (start, start + len(answer))).tolist()
+    if tokens is None:
+        assert (first, last) == (0, 0)
+        return
+    assert context[row.alignment.offsets[first][0] : row.alignment.offsets[last][1]] == tokens
+    logits = np.full((row.num_tokens, 2), -9, np.float32)
+    logits[first, 0] = logits[last, 1] = 9
+    assert decode([row], [logits])[0]["answer"] == given
 
 
 def random_logits(rows: list[Features], seed: int) -> list[np.ndarray]:
@@ -207,8 +235,13 @@ def test_the_null_answer_wins_by_more_than_its_threshold(tokenizer: TextTokenize
     rows = windows(tokenizer)
     found = find_answers(random_logits(rows, 2), rows)
     best = found.text[found.candidates[0].start : found.candidates[0].end]
-    assert found.answer(None) == found.answer(found.null_difference) == best
-    assert found.answer(found.null_difference - 1e-6) == ""
+    assert chosen(found, None) == chosen(found, found.null_difference + 1e-6) == best
+    assert chosen(found, found.null_difference - 1e-6) == ""
+
+
+def chosen(found: Found, null_threshold: float | None) -> str:
+    start, end, _ = max(found.choices(null_threshold), key=lambda choice: choice.score)
+    return found.text[start:end]
 
 
 def decode(rows: list[Features], logits: list[np.ndarray], family: QuestionAnswering = FAMILY, **asked: Any) -> Any:
@@ -240,7 +273,7 @@ def test_the_answer_given_is_the_one_the_threshold_chooses(tokenizer: TextTokeni
     for seed in range(10):
         logits = random_logits(rows, seed)
         (answer,) = decode(rows, logits, family)
-        assert answer["answer"] == find_answers(logits, rows).answer(threshold)
+        assert answer["answer"] == chosen(find_answers(logits, rows), threshold)
 
 
 def test_a_request_may_allow_or_forbid_the_null_answer(tokenizer: TextTokenizer) -> None:
@@ -367,7 +400,7 @@ def test_targets_of_real_answers_decode_to_the_answers(shared_data: Path) -> Non
             start, end = span_targets(row, (answer.start, answer.end))
             one[start, 0] = one[end, 1] = 9
         found = find_answers(logits, rows, max_answer_tokens=60)
-        exact += judge_v1(found.answer(None), [answer.text]).exact
+        exact += judge_v1(chosen(found, None), [answer.text]).exact
         num_windows += len(rows)
     assert num_windows > len(questions)
     assert exact / len(questions) > 0.99

@@ -11,7 +11,7 @@ from prefixbank.model_store.errors import InputTooLong, InvalidRequest
 from prefixbank.model_store.task_prompt import Preprocessing
 from prefixbank.model_store.tasks.features import Truncation
 from prefixbank.model_store.tasks.semantic_roles import Predicates, SemanticRoles, arguments_of
-from prefixbank.model_store.tasks.token_classification import NO_TARGET, first_token_targets, word_classes
+from prefixbank.model_store.tasks.token_classification import NO_TARGET, first_token_targets, word_tags
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 from prefixbank.trainer.readers.propositions import read_propositions
 from tests.tiny import tiny_tokenizer
@@ -133,9 +133,9 @@ def test_words_that_were_cut_have_no_role(tokenizer: TextTokenizer) -> None:
     item = Predicates(SENTENCE * 30, (2,))
     (row,) = encode(tokenizer, item, 128, cut=True)
     tags = ["B-A1"] * 270
-    classes = word_classes(logits_of(row, tags), row)
+    read, _ = word_tags(logits_of(row, tags), row, LABELS)
     kept = 1 + max(word for word in row.alignment.word_ids if word is not None)
-    assert classes == [4] * kept + [None] * (270 - kept)
+    assert read == ["B-A1"] * kept + ["O"] * (270 - kept)
     found = FAMILY.decode([logits_of(row, tags)], [row], LABELS, FAMILY.parse_parameters({}))[0]
     assert len(found["arguments"]) == kept
 
@@ -184,5 +184,5 @@ def test_real_propositions_survive_the_way_there_and_back(shared_data: Path) -> 
         labels = sorted(set(row.tags))
         targets = first_token_targets(features, [labels.index(tag) for tag in row.tags])
         logits = np.eye(len(labels), dtype=np.float32)[np.maximum(targets, 0)]
-        tags = ["O" if c is None else labels[c] for c in word_classes(logits, features)]
+        tags, _ = word_tags(logits, features, labels)
         assert features.truncated or arguments_of(tags) == arguments_of(row.tags)

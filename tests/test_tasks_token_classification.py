@@ -19,11 +19,12 @@ from transformers import (
 from prefixbank.model_store.errors import InputTooLong, InvalidRequest
 from prefixbank.model_store.task_prompt import Preprocessing
 from prefixbank.model_store.tasks.features import Text, Truncation, Words
+from prefixbank.model_store.tasks.spans import spans_of
 from prefixbank.model_store.tasks.token_classification import (
     NO_TARGET,
     TokenClassification,
     first_token_targets,
-    word_classes,
+    word_tags,
 )
 from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 from tests.tiny import SENTENCES, tiny_config, tiny_tokenizer
@@ -163,9 +164,10 @@ def test_the_default_strategy_reads_the_tokens_that_training_labels(tagger: Tagg
     prep = Preprocessing(max_tokens=64)
     features = FAMILY.encode(tagger.tokenizer, prep, Words(words), max_tokens=64)
     logits = tagger.logits(features)
-    classes = word_classes(logits, features)
-    fused = FAMILY.decode([logits], [features], ["A", "B", "C", "D", "E", "F"], FAMILY.parse_parameters({}))
-    expected = ["ABCDEF"[c] for i, c in enumerate(classes) if i == 0 or c != classes[i - 1]]
+    labels = ["A", "B", "C", "D", "E", "F"]
+    tags, _ = word_tags(logits, features, labels)
+    fused = FAMILY.decode([logits], [features], labels, FAMILY.parse_parameters({}))
+    expected = [tag for i, tag in enumerate(tags) if i == 0 or tag != tags[i - 1]]
     assert [entity["entity_group"] for entity in fused] == expected
 
 
@@ -186,10 +188,29 @@ def test_only_the_first_token_of_a_word_is_a_target(tokenizer: TextTokenizer) ->
     ]  # fmt: skip
 
 
-def test_words_without_a_token_have_no_class(tokenizer: TextTokenizer) -> None:
+@pytest.mark.parametrize(
+    ("read", "tags"),
+    [
+        (("B-X", "I-X", "B-Y"), ["B-X", "I-X", "I-X", "B-Y", "O"]),
+        (("B-X", "B-X", "O"), ["B-X", "O", "B-X", "O", "O"]),
+        (("B-Y", "I-X", "O"), ["B-Y", "O", "I-X", "O", "O"]),
+        (("O", "I-X", "O"), ["O", "O", "I-X", "O", "O"]),
+    ],
+)
+def test_a_word_without_a_token_goes_on_with_the_span_around_it(
+    read: tuple[str, ...], tags: list[str], tokenizer: TextTokenizer
+) -> None:
     features = encode(tokenizer, Words(("the", "", "film", "joy", "cut")), max_tokens=5)
-    logits = np.eye(6, dtype=np.float32)[[0, 1, 2, 3, 0]]
-    assert word_classes(logits, features) == [1, None, 2, 3, None]
+    labels = ["O", "B-X", "I-X", "B-Y"]
+    logits = 9 * np.eye(4, dtype=np.float32)[[0, *map(labels.index, read), 0]]
+    found, scores = word_tags(logits, features, labels)
+    assert (found, scores[4]) == (tags, 0.0)
+    answered = FAMILY.decode([logits], [features], labels, FAMILY.parse_parameters({"is_split_into_words": True}))
+    spans = [(span.kind, span.start, span.end) for span in spans_of(tags)]
+    assert [entity["entity_group"] for entity in answered] == [kind for kind, *_ in spans]
+    assert [len(entity["word"].split()) for entity in answered] == [
+        sum(bool(("the", "", "film", "joy", "cut")[word]) for word in range(start, end)) for _, start, end in spans
+    ]
 
 
 def test_words_cut_on_the_left_keep_their_targets(tokenizer: TextTokenizer) -> None:

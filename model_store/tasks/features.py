@@ -107,3 +107,9 @@ class Features:
     def num_tokens(self) -> int:
         """Length of the row."""
         return len(self.token_ids)
+
+
+def alignment_of(features: Features) -> Alignment:
+    """The way back to the text, which every row of a token-level task has."""
+    assert features.alignment is not None, "a token-level row without alignment. This is a bug."
+    return features.alignment

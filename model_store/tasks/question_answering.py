@@ -10,20 +10,20 @@ Differences from that pipeline, on purpose: scores of windows are compared befor
 stretched to whole words unless asked, because they are not when metrics are computed; nothing is cut unasked.
 It refuses to know devices, prompts and the wire; a row's logits come as numpy.
 
-Shape letters: T tokens of the row, N tokens of the text in it, A starts, K lengths of an answer, S spans.
+Shape letters: T tokens of the row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import Field
 
 from prefixbank.model_store.errors import InputTooLong, InvalidRequest
 from prefixbank.model_store.task_prompt import MAX_ANSWER_TOKENS, MAX_BEST
+from prefixbank.model_store.tasks.answer_spans import find_answers
 from prefixbank.model_store.tasks.features import Alignment, Features, Text, Truncation, Words
 from prefixbank.model_store.tasks.request import RequestInputs, RequestParameters, parse_parameters, wrong_inputs
 from prefixbank.model_store.tasks.rows import CHARACTERS_PER_TOKEN, MAX_WINDOWS
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding as TokenEncoding
 
     from prefixbank.model_store.task_prompt import Preprocessing
+    from prefixbank.model_store.tasks.answer_spans import Candidate
     from prefixbank.model_store.tasks.features import TaskInput
     from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 
@@ -44,8 +45,6 @@ Answer = list[dict[str, Any]]
 
 LABELS = ("start", "end")
 """The two outputs of the head, in order."""
-NULL_TOKEN = 0
-"""The first token of a row, [CLS] or <s>: start and end of the null answer."""
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -67,35 +66,6 @@ class QuestionAnsweringParameters(RequestParameters):
     """Whether the null answer may be given; as the task was trained when absent."""
     align_to_words: bool | None = None
     """Stretch answers to whole words; false when absent."""
-
-
-class Candidate(NamedTuple):
-    """One possible answer: characters `start` to `end` of the text, the end excluded."""
-
-    start: int
-    end: int
-    score: float
-    """Start logit plus end logit."""
-
-
-class Found(NamedTuple):
-    """The n best spans of one text, best first, and how the null answer scored."""
-
-    text: str
-    candidates: tuple[Candidate, ...]
-    """Empty where the text has no token."""
-    null_score: float
-
-    @property
-    def null_difference(self) -> float:
-        """By how much the null answer beats the best span; what a threshold is compared with."""
-        return self.null_score - self.candidates[0].score if self.candidates else float("inf")
-
-    def answer(self, null_threshold: float | None) -> str:
-        """The best span's text, or the empty one where the null answer wins; None never lets it."""
-        if not self.candidates or (null_threshold is not None and self.null_difference > null_threshold):
-            return ""
-        return self.text[self.candidates[0].start : self.candidates[0].end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +164,7 @@ class QuestionAnswering:
             num_best=max(top_k, self.num_best),
             whole_words=bool(parameters.align_to_words),
         )
-        choices = list(found.candidates)
-        may_be_null = parameters.handle_impossible_answer
-        if not choices or (self.null_threshold is not None if may_be_null is None else may_be_null):
-            choices.append(Candidate(0, 0, found.null_score - (self.null_threshold or 0.0)))
+        choices = found.choices(self._null_threshold(parameters))
         logit_sums = np.array([choice.score for choice in choices])
         scores = softmax(logit_sums)
         best = np.argsort(-logit_sums, kind="stable")[:top_k]
@@ -208,6 +175,16 @@ class QuestionAnswering:
         assert isinstance(parameters, QuestionAnsweringParameters)
         arranged = [answer[0] for answer in answers] if (parameters.top_k or 1) == 1 else answers
         return arranged if batched else arranged[0]
+
+    def _null_threshold(self, parameters: QuestionAnsweringParameters) -> float | None:
+        """The task's, unless the request allows or forbids the null answer."""
+        match parameters.handle_impossible_answer:
+            case True:
+                return self.null_threshold or 0.0
+            case False:
+                return None
+            case _:
+                return self.null_threshold
 
     def _question(
         self, tokenizer: TextTokenizer, prep: Preprocessing, text: str, parameters: QuestionAnsweringParameters
@@ -222,123 +199,6 @@ class QuestionAnswering:
             raise InputTooLong(f"inputs.question: found {len(tokens)} tokens, this task takes at most {most}")
         tokens.truncate(most)
         return tokens, True
-
-
-def find_answers(
-    logits: Sequence[NDArray[np.float32]],
-    rows: Sequence[Features],
-    *,
-    max_answer_tokens: int = 30,
-    num_best: int = 20,
-    whole_words: bool = False,
-) -> Found:
-    """The n best spans of one text from the logits [T, 2] of its windows."""
-    sums = [_largest_sums(*pair, max_answer_tokens, 2 * num_best) for pair in zip(logits, rows, strict=True)]
-    window_S = np.repeat(np.arange(len(rows)), [len(found.score_S) for found in sums])
-    first_S, last_S, score_S = (np.concatenate(parts) for parts in zip(*sums, strict=True))
-    words = [_word_bounds(alignment_of(row)) if whole_words else None for row in rows]
-    best: dict[tuple[int, int], float] = {}
-    for s in np.argsort(-score_S, kind="stable"):
-        window = int(window_S[s])
-        span = _characters(alignment_of(rows[window]), int(first_S[s]), int(last_S[s]), words[window])
-        if span is not None:
-            best.setdefault(span, float(score_S[s]))  # the windows that hold a span give it in falling order
-        if len(best) == num_best:
-            break
-    null_score = min(float(logits_T2[NULL_TOKEN].sum(dtype=np.float64)) for logits_T2 in logits)
-    return Found(alignment_of(rows[0]).text, tuple(Candidate(*span, best[span]) for span in best), null_score)
-
-
-def span_targets(features: Features, answer: tuple[int, int] | None) -> NDArray[np.int64]:
-    """Training targets [2]: the tokens where an answer (first character, end) starts and ends.
-
-    Both are the null token where there is no answer, or where the window does not hold all of it.
-    """
-    alignment = alignment_of(features)
-    inside = [t for t, is_special in enumerate(alignment.is_special) if not is_special]
-    if answer is None or not inside:
-        return np.array([NULL_TOKEN, NULL_TOKEN])
-    first, end = answer
-    starts = [t for t in inside if alignment.offsets[t][0] <= first]
-    ends = [t for t in inside if alignment.offsets[t][1] >= end]
-    if not starts or not ends:
-        return np.array([NULL_TOKEN, NULL_TOKEN])
-    return np.array([starts[-1], ends[0]])
-
-
-def alignment_of(features: Features) -> Alignment:
-    """The way back to the text, which every row of this family has."""
-    assert features.alignment is not None, "a window without alignment. This is a bug."
-    return features.alignment
-
-
-class _Sums(NamedTuple):
-    """Spans of one window: more than are wanted, as some fall together in characters."""
-
-    first_S: NDArray[np.int64]
-    last_S: NDArray[np.int64]
-    score_S: NDArray[np.float64]
-
-
-def _largest_sums(logits_T2: NDArray[np.float32], row: Features, max_tokens: int, count: int) -> _Sums:
-    """The `count` spans of a window with the largest start logit plus end logit.
-
-    A start whose best span is not among the best of `count` starts has none of the best `count` spans.
-    """
-    inside_N = np.flatnonzero(~np.array(alignment_of(row).is_special))
-    if not inside_N.size:
-        return _Sums(inside_N, inside_N, np.zeros(0))
-    start_N, end_N = logits_T2[inside_N].astype(np.float64).T
-    longest = min(max_tokens, len(inside_N))
-    ends = np.append(end_N, np.full(longest - 1, -np.inf))
-    end_NK = sliding_window_view(ends, longest)
-    starts = _places_of_largest(start_N + _sliding_max(ends, longest), count)
-    score_AK = start_N[starts, None] + end_NK[starts]
-    places_S = _places_of_largest(score_AK.ravel(), count)
-    score_S = score_AK.ravel()[places_S]
-    places_S, score_S = places_S[np.isfinite(score_S)], score_S[np.isfinite(score_S)]  # none beyond the window's end
-    first_S = starts[places_S // longest]
-    return _Sums(inside_N[first_S], inside_N[first_S + places_S % longest], score_S)
-
-
-def _sliding_max(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
-    """The largest of each `length` neighbours, by doubling."""
-    count, width = len(values) - length + 1, 1
-    while 2 * width <= length:
-        values = np.maximum(values[:-width], values[width:])
-        width *= 2
-    return np.maximum(values[:count], values[length - width :][:count])
-
-
-def _places_of_largest(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    count = min(count, scores.size)
-    return np.asarray(np.argpartition(-scores, count - 1)[:count], dtype=np.int64)
-
-
-def _word_bounds(alignment: Alignment) -> dict[int, tuple[int, int]]:
-    """First and last token of each word."""
-    bounds: dict[int, tuple[int, int]] = {}
-    for t, word in enumerate(alignment.word_ids):
-        if word is not None:
-            bounds[word] = (bounds.get(word, (t, t))[0], t)
-    return bounds
-
-
-def _characters(
-    alignment: Alignment, first: int, last: int, words: Mapping[int, tuple[int, int]] | None
-) -> tuple[int, int] | None:
-    """Where tokens `first` to `last` lie in the text, without blanks at the ends; None where nothing is left.
-
-    Args:
-        words: first and last token of each word, to which an answer is stretched; None leaves it as it is.
-    """
-    first_word, last_word = alignment.word_ids[first], alignment.word_ids[last]
-    if words is not None and first_word is not None and last_word is not None:
-        first, last = words[first_word][0], words[last_word][1]
-    start, end = alignment.offsets[first][0], alignment.offsets[last][1]
-    answer = alignment.text[start:end]
-    start += len(answer) - len(answer.lstrip())
-    return (start, start + len(answer.strip())) if answer.strip() else None
 
 
 def _answer(text: str, choice: Candidate, score: float) -> dict[str, Any]:

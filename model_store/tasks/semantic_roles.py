@@ -17,12 +17,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefixbank.model_store.errors import InputTooLong
-from prefixbank.model_store.tasks.features import Alignment, Features, Truncation, Words
+from prefixbank.model_store.tasks.features import Alignment, Features, Truncation, Words, alignment_of
 from prefixbank.model_store.tasks.request import RequestInputs, RequestParameters, parse_parameters, wrong_inputs
 from prefixbank.model_store.tasks.rows import aligned_row
-from prefixbank.model_store.tasks.spans import OUTSIDE, spans_of
-from prefixbank.model_store.tasks.text_classification import softmax
-from prefixbank.model_store.tasks.token_classification import alignment_of
+from prefixbank.model_store.tasks.spans import spans_of
+from prefixbank.model_store.tasks.token_classification import word_tags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -239,16 +238,11 @@ def _without_suffix(row: Features, item: Predicates, predicate: int, kept: slice
 def _frame(logits_TC: NDArray[np.float32], row: Features, labels: Sequence[str]) -> dict[str, Any]:
     assert isinstance(row, PredicateFeatures), "a row without its predicate. This is a bug."
     alignment = alignment_of(row)
-    scores_TC = softmax(logits_TC)
-    best_T, score_T = scores_TC.argmax(-1).tolist(), scores_TC.max(-1).tolist()
-    tags, scores = [OUTSIDE] * alignment.num_words, [0.0] * alignment.num_words
+    tags, scores = word_tags(logits_TC, row, labels)
     words: dict[int, tuple[int, int]] = {}
-    for word, (start, end), best, score in zip(alignment.word_ids, alignment.offsets, best_T, score_T, strict=True):
-        if word is None:
-            continue
-        if word not in words:
-            tags[word], scores[word] = labels[best], score
-        words[word] = (words[word][0] if word in words else start, end)
+    for word, (start, end) in zip(alignment.word_ids, alignment.offsets, strict=True):
+        if word is not None:
+            words[word] = (words[word][0] if word in words else start, end)
     arguments = [
         _answer(argument, alignment, words, scores) for argument in arguments_of(tags) if argument.role != VERB
     ]

@@ -16,9 +16,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from prefixbank.model_store.tasks.entities import Strategy, entities_of, without_overlaps
-from prefixbank.model_store.tasks.features import Alignment, Features, Text, Truncation, Words
+from prefixbank.model_store.tasks.features import Features, Text, Truncation, Words, alignment_of
 from prefixbank.model_store.tasks.request import RequestInputs, RequestParameters, parse_parameters, wrong_inputs
 from prefixbank.model_store.tasks.rows import aligned_row, aligned_windows
+from prefixbank.model_store.tasks.spans import OUTSIDE
 from prefixbank.model_store.tasks.text_classification import softmax
 
 if TYPE_CHECKING:
@@ -158,21 +159,26 @@ def first_token_targets(features: Features, word_classes: Sequence[int]) -> NDAr
     return targets_T
 
 
-def word_classes(logits_TC: NDArray[np.float32], features: Features) -> list[int | None]:
-    """The class predicted for each word at its first token; None for a word without a token in the row."""
-    alignment = alignment_of(features)
-    classes: list[int | None] = [None] * alignment.num_words
+def word_tags(
+    logits_TC: NDArray[np.float32], features: Features, labels: Sequence[str]
+) -> tuple[list[str], list[float]]:
+    """The tag of each word, read at its first token, and its probability.
+
+    A word without a token carries on the span that goes on behind it, as entities do in answers; else it is outside.
+    """
+    alignment, scores_TC = alignment_of(features), softmax(logits_TC)
+    tags, scores = [OUTSIDE] * alignment.num_words, [0.0] * alignment.num_words
+    before = 0
     for t in alignment.first_tokens:
         word = alignment.word_ids[t]
         assert word is not None
-        classes[word] = int(logits_TC[t].argmax())
-    return classes
-
-
-def alignment_of(features: Features) -> Alignment:
-    """The way back to the text, which every row of this family has."""
-    assert features.alignment is not None, "a token-level row without alignment. This is a bug."
-    return features.alignment
+        best = int(logits_TC[t].argmax())
+        tags[word], scores[word] = labels[best], float(scores_TC[t, best])
+        if labels[best].startswith("I-") and tags[before][2:] == labels[best][2:]:
+            for between in range(before + 1, word):
+                tags[between], scores[between] = tags[word], scores[word]
+        before = word
+    return tags, scores
 
 
 def _parse_words(inputs: object, delimiter: str) -> RequestInputs[Words]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from prefixbank.model_store.tasks.question_answering import Found
+    from prefixbank.model_store.tasks.answer_spans import Found
     from prefixbank.trainer.readers.examples import QuestionExample
 
 NOTHING = "no answer"
@@ -43,15 +43,11 @@ class Answered(NamedTuple):
 
 def answered(found: Found, null_threshold: float | None, example: QuestionExample) -> Answered:
     """The answer that a threshold leaves, None where there is always one, and how sure it is."""
-    scores = [candidate.score for candidate in found.candidates]
-    if null_threshold is not None or not scores:
-        scores.append(found.null_score - (null_threshold or 0.0))
-    chances = softmax(np.array(scores, np.float32))
+    choices = found.choices(null_threshold)
+    chances = softmax(np.array([choice.score for choice in choices]))
     best = int(chances.argmax())
-    if best == len(found.candidates):
-        return Answered("", None, float(chances[best]), example)
-    start, end, _ = found.candidates[best]
-    return Answered(found.text[start:end], (start, end), float(chances[best]), example)
+    start, end, _ = choices[best]
+    return Answered(found.text[start:end], (start, end) if end else None, float(chances[best]), example)
 
 
 def answer_metrics(answered_Q: Sequence[Answered]) -> dict[str, float]:

@@ -20,8 +20,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from prefixbank.model_store.task_prompt import AnsweringSpec, Preprocessing
+from prefixbank.model_store.tasks.answer_spans import Found, find_answers, span_targets
 from prefixbank.model_store.tasks.features import Text
-from prefixbank.model_store.tasks.question_answering import LABELS, Found, QuestionAnswering, find_answers, span_targets
+from prefixbank.model_store.tasks.question_answering import LABELS, QuestionAnswering
 from prefixbank.trainer.families.answer_scores import Answered, answer_metrics, answer_scores, answered
 from prefixbank.trainer.families.encoding import RowEncoder, to_learn_from
 from prefixbank.trainer.families.family import Item, Scores, mean_loss
@@ -91,10 +92,11 @@ class Answers:
         if self.spec.null_threshold is None or not items:
             return self
         found = self._found(logits, items)
+        questions = [question_of(item.example) for item in items]
         best = tuned_null_threshold(
-            [one.answer(None) for one in found],
+            [answered(one, None, question).text for one, question in zip(found, questions, strict=True)],
             [one.null_difference for one in found],
-            [[answer.text for answer in question_of(item.example).answers] for item in items],
+            [[answer.text for answer in question.answers] for question in questions],
         )
         return replace(self, spec=self.spec.model_copy(update={"null_threshold": _finite(best.threshold, found)}))
 

@@ -20,8 +20,7 @@ from torch.nn.functional import cross_entropy
 from prefixbank.model_store.errors import InvalidData
 from prefixbank.model_store.tasks.semantic_roles import Argument
 from prefixbank.model_store.tasks.spans import OUTSIDE, SpanScores, spans_of
-from prefixbank.model_store.tasks.text_classification import softmax
-from prefixbank.model_store.tasks.token_classification import NO_TARGET, alignment_of
+from prefixbank.model_store.tasks.token_classification import NO_TARGET, word_tags
 from prefixbank.trainer.families.classes import class_of, named, numbered
 from prefixbank.trainer.families.confidence import Confidence
 from prefixbank.trainer.families.mistakes import Mark, Mistake
@@ -29,10 +28,8 @@ from prefixbank.trainer.families.mistakes import Mark, Mistake
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from prefixbank.model_store.tasks.features import Features
     from prefixbank.trainer.families.family import Item, Logits
     from prefixbank.trainer.readers.examples import PropositionExample, WordsExample
 
@@ -104,7 +101,8 @@ class Judged(NamedTuple):
 
 def tagged(logits: Logits, items: Sequence[Item], labels: Sequence[str]) -> list[Tagged]:
     """The tag of each word of each example, read at its first token."""
-    return [_tagged(rows[0], item.rows[0], labels) for rows, item in zip(logits, items, strict=True)]
+    read = (word_tags(rows[0], item.rows[0], labels) for rows, item in zip(logits, items, strict=True))
+    return [Tagged(tuple(tags), tuple(scores)) for tags, scores in read]
 
 
 def span_answers(tags: Sequence[str]) -> tuple[Argument, ...]:
@@ -159,17 +157,6 @@ def as_json(by_kind: Mapping[str, SpanScores]) -> dict[str, dict[str, float]]:
         kind: {"gold": s.num_gold, "precision": s.precision, "recall": s.recall, "f1": s.f1}
         for kind, s in by_kind.items()
     }
-
-
-def _tagged(logits_TC: NDArray[np.float32], row: Features, labels: Sequence[str]) -> Tagged:
-    alignment, scores_TC = alignment_of(row), softmax(logits_TC)
-    tags, scores = [OUTSIDE] * alignment.num_words, [0.0] * alignment.num_words
-    for t in alignment.first_tokens:
-        word = alignment.word_ids[t]
-        assert word is not None
-        best = int(logits_TC[t].argmax())
-        tags[word], scores[word] = labels[best], float(scores_TC[t, best])
-    return Tagged(tuple(tags), tuple(scores))
 
 
 def _confidence(answer: Argument, judged: Judged) -> float:
