@@ -85,6 +85,48 @@ def test_a_language_before_every_word_is_no_part_of_it(tmp_path: Path) -> None:
     assert "word_prefix" not in guess(tmp_path / "a")["data"]
 
 
+def test_choices_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    rows = [{"premise": f"p{n}"} | {f"choice{c}": f"c{c}" for c in range(1, 13)} | {"label": n % 12} for n in range(24)]
+    found = guess(jsonl(tmp_path / "a.jsonl", rows))
+    assert found["data"]["text"] == ["premise", *(f"choice{c}" for c in range(1, 13))]
+
+
+def test_a_word_that_is_a_columns_name_makes_no_header(tmp_path: Path) -> None:
+    (tmp_path / "w.txt").write_text("text\tO\nof\tO\nOslo\tB-LOC\n\nEU\tB-ORG\nmet\tO\n\n" * 10)
+    assert guess(tmp_path / "w.txt")["data"]["format"] == "conll"
+
+
+@pytest.mark.parametrize("bad", [{"label": None}, {"text": None}, {"other": 1}, {"text": 3, "label": []}])
+def test_one_bad_row_of_many_changes_no_guess(bad: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"text": f"a film {n}", "label": "yn"[n % 2]} for n in range(299)]
+    rows.insert(7, {"text": "a", "label": "y"} | bad if "other" not in bad else bad)
+    found = guess(jsonl(tmp_path / "a.jsonl", rows))["data"]
+    assert found == {"format": "jsonl", "text": ["text"], "label": "label"}
+    with pytest.raises(InvalidData, match=r"no (label|text) in line 3, wanted" if None in bad.values() else "wanted"):
+        guess(jsonl(tmp_path / "few.jsonl", rows[5:20]))
+
+
+def test_one_question_without_answers_is_no_other_kind_of_file(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"question": f"q{n}", "context": "c d", "answers": {}} for n in range(200)]
+    del rows[3]["answers"]
+    assert guess(jsonl(tmp_path / "a.jsonl", rows))["family"] == TaskFamily.QUESTION_ANSWERING
+
+
+def test_a_list_beside_a_text_is_no_list_of_tags(tmp_path: Path) -> None:
+    rows = [{"text": f"a film {n}", "label": "yn"[n % 2], "keywords": ["x"]} for n in range(20)]
+    found = guess(jsonl(tmp_path / "a.jsonl", rows))
+    assert found == {"family": TEXTS, "data": {"format": "jsonl", "text": ["text"], "label": "label"}}
+
+
+def test_conll_2012_is_known_with_its_marks_and_sentences_without_a_predicate(tmp_path: Path) -> None:
+    cells = "bc 0 {} {} NN * - - - - * {} -"
+    told = [cells.format(0, "Oslo", "(A1*)"), cells.format(1, "grows", "(V*)")]
+    bare = ["bc 0 0 Yes UH * - - - - * -"]
+    blocks = "\n\n".join("\n".join(block) for block in (told, bare) * 9)
+    (tmp_path / "a.gold_conll").write_text(f"#begin document (bc); part 000\n{blocks}\n\n#end document\n")
+    assert guess(tmp_path / "a.gold_conll")["data"] == {"format": "props", "layout": "conll2012"}
+
+
 def test_choices_questions_and_roles_are_known_by_their_shape(tmp_path: Path) -> None:
     copa = [{"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": n % 2} for n in range(4)]
     found = guess(jsonl(tmp_path / "copa.jsonl", copa))

@@ -265,10 +265,16 @@ def test_words_and_props_that_do_not_go_together_are_refused(tmp_path: Path, wor
         read_propositions(props, CONLL2005, words=written(tmp_path, "words", words))
 
 
+def test_tagged_lines_of_the_same_words_are_of_one_sentence(tmp_path: Path) -> None:
+    lines = ["1 a b c ||| O B-V O", "0 d e ||| B-V O", "2 a b c ||| O O B-V"]
+    rows = read_tagged_lines(written(tmp_path, "a.txt", "\n".join(lines) + "\n")).rows
+    assert [row.sentence for row in rows] == [0, 1, 0]
+
+
 def test_tagged_lines_are_read(tmp_path: Path) -> None:
     path = written(tmp_path, "a.txt", "1 Cats purr . ||| B-A0 B-V O\n")
     assert read_tagged_lines(path).rows == [
-        PropositionExample(("Cats", "purr", "."), ("B-A0", "B-V", "O"), 1, 1, "a.txt:1")
+        PropositionExample(("Cats", "purr", "."), ("B-A0", "B-V", "O"), 1, 0, "a.txt:1")
     ]
 
 

@@ -30,6 +30,45 @@ def test_tsv_reads_the_named_columns(tmp_path: Path) -> None:
     assert rows == [TextExample(("It rains.", "It is wet."), "entails", "a.tsv:2")]
 
 
+def test_blanks_around_labels_and_names_are_no_part_of_them(tmp_path: Path) -> None:
+    text = "text , label\ngood a, pos\nbad b,neg \n"
+    assert [row.label for row in read(tmp_path, "a.csv", text) if isinstance(row, TextExample)] == ["pos", "neg"]
+    with pytest.raises(InvalidData, match="wanted a text, a whole number or a boolean"):
+        read(tmp_path, "a.tsv", "text\tlabel\na\t \n")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match=r"a\.tsv:1: found the column 'text' twice"):
+        read(tmp_path, "a.tsv", "text\ttext\tlabel\na\tb\tx\n")
+    assert len(read(tmp_path, "b.tsv", "text\t\t\tlabel\na\t\t\tx\n")) == 1, "empty cells name nothing"
+
+
+def test_templates_name_columns_of_tables_without_a_header(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.tsv", "a\tb\tx\nc\td\ty\n", text=["{0}: {1}"], label="2")
+    assert [row.texts for row in rows if isinstance(row, TextExample)] == [("a: b",), ("c: d",)]
+
+
+def test_choices_may_be_put_together(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"text": ["{start} {more}", "one", "two"], "label": "right"}
+    row = {"start": "He", "more": "sat", "one": "down", "two": "up", "right": 1}
+    (found,) = read(tmp_path, "a.jsonl", json.dumps(row) + "\n", "multiple-choice", **fields)
+    assert (found.premise, found.choices, found.right) == ("He sat", ("down", "up"), 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("right", ["9" * 5000, "2", "-1", "one more"])
+def test_a_choice_that_is_none_is_refused(right: str, tmp_path: Path) -> None:
+    row = {"premise": "p", "choice1": "a", "choice2": "b", "label": right}
+    with pytest.raises(InvalidData, match="wanted a number from 0 to 1"):
+        read(tmp_path, "a.jsonl", json.dumps(row) + "\n", "multiple-choice", text=["premise", "choice1", "choice2"])
+
+
+def test_a_tsv_file_of_words_has_a_word_a_line(tmp_path: Path) -> None:
+    assert words(tmp_path, "Maria\tB-PER\nsings\tO\n\nOslo\tB-LOC\n", "a.tsv") == [
+        WordsExample(("Maria", "sings"), ("B-PER", "O"), "a.tsv:1"),
+        WordsExample(("Oslo",), ("B-LOC",), "a.tsv:4"),
+    ]
+
+
 def test_tsv_does_not_unquote(tmp_path: Path) -> None:
     assert read(tmp_path, "a.tsv", 'text\tlabel\n"he said\tx\n') == [TextExample(('"he said',), "x", "a.tsv:2")]
 

@@ -134,6 +134,10 @@ def choose(request: Request, recipe: Recipe, out: Path, backbone: Backbone, limi
 
     Args:
         recipe: the first one.
+
+    Raises:
+        InvalidData: the rows cannot be read.
+        TrainingError: the time is over before there is a plan.
     """
     family = recipe.family
     table = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
@@ -145,6 +149,9 @@ def choose(request: Request, recipe: Recipe, out: Path, backbone: Backbone, limi
     length, rates = FIRST[family in SENTENCES]
     table |= {"prompt": length, "optimiser": rates}
     speed = _speed(_with(table, request), out, backbone, facts)
+    if limit.left <= 0:
+        found = f"{limit.seconds:g} s, and reading and measuring took {limit.seconds - limit.left:.0f} s"
+        raise TrainingError(f"--budget: found {found}: wanted more")
     planned = plan(facts, speed, limit.left)
     found = _with(_planned(table, planned), request)
     found = _with(table | {"sweep": _search(found, planned, request)}, request)

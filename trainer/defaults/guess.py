@@ -13,7 +13,7 @@ from prefixbank.model_store.errors import InvalidData
 from prefixbank.model_store.task_prompt import TaskFamily
 from prefixbank.model_store.tasks.multiple_choice import CONNECTORS
 from prefixbank.trainer.defaults.names import IDS, LABELS, PAIRS, PREMISES, SINGLES, TAGS, WEAK_LABELS, WORDS
-from prefixbank.trainer.defaults.sniff import Columns, Props, Questions, Table, sniff
+from prefixbank.trainer.defaults.sniff import MOST_BAD, TAG, Columns, Props, Questions, Table, sniff
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,6 @@ RARE = 0.6
 _CHOICE = re.compile(r"(?:choice|option|ending|alternative)_?(\d+|[A-Ea-e])", re.ASCII)
 _LANGUAGE = re.compile(r"[a-z]{2,3}:", re.ASCII)
 """WikiANN's words begin with the code of their language."""
-_TAG = re.compile(r"O|[BIESLU]-\S+", re.ASCII)
 
 
 def guess(path: Path, family: TaskFamily | None = None, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -68,34 +67,35 @@ def _family(found: Found) -> TaskFamily:
         case Table():
             if _choices(found):
                 return TaskFamily.MULTIPLE_CHOICE
-            lists = any(_is_list(found, name) for name in found.columns)
-            return TaskFamily.TOKEN_CLASSIFICATION if lists else TaskFamily.TEXT_CLASSIFICATION
+            lists = [name for name in found.columns if found.holds(name, list)]
+            return TaskFamily.TOKEN_CLASSIFICATION if len(lists) > 1 else TaskFamily.TEXT_CLASSIFICATION
 
 
 def _texts(table: Table, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
-    columns = [name for name in table.columns if not _is_list(table, name)]
+    columns = [name for name in table.columns if not table.holds(name, list)]
     known = said.get("text") or _known_texts(table, columns)
     label = said.get("label") or _label_column(table, [name for name in columns if name not in known])
     texts = known or _text_left(table, [name for name in columns if name != label])
     if label is None or not texts:
         raise _unclear(path, table, "data.text" if label is not None else "data.label", "texts and a label")
-    labels = Counter(str(row.get(label)) for row in table.rows)
+    labels = Counter(map(str, table.values(label)))
     if len(labels) > min(MOST_LABELS, max(2, len(table.rows) // 2)):
         problem = f"{path}: column {label!r} has {len(labels)} values in {len(table.rows)} rows, wanted labels"
         raise InvalidData(f"{problem}: say which column has them with --set data.label=NAME")
     found: dict[str, Any] = {"data": {"format": table.form, "text": list(texts), "label": label}}
-    if max(labels.values()) > RARE * len(table.rows):
+    if max(labels.values(), default=0) > RARE * len(table.rows):
         found["selection"] = {"metric": "macro_f1"}
     return found
 
 
 def _words(table: Table, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
-    lists = [name for name in table.columns if _is_list(table, name)]
+    lists = [name for name in table.columns if table.holds(name, list)]
     names = (said.get("text", WORDS), [said["label"]] if "label" in said else TAGS)
     words, tags = (next((name for name in one if name in lists), None) for one in names)
     if words is None or tags is None or words == tags:
         raise _unclear(path, table, "data.text", "a list of words and a list of tags")
-    scheme = _scheme([tag for row in table.values(tags) for tag in row], path, f"column {tags!r}")
+    rows = [row for row in table.values(tags) if isinstance(row, list)]
+    scheme = _scheme([tag for row in rows for tag in row], path, f"column {tags!r}")
     return {"data": {"format": table.form, "text": [words], "label": tags, "scheme": scheme}}
 
 
@@ -132,16 +132,17 @@ def _columns(found: Columns, path: Path) -> dict[str, Any]:
 
 
 def _scheme(tags: Sequence[Any], path: Path, where: str) -> str:
-    odd = next((tag for tag in tags if not isinstance(tag, str) or not _TAG.fullmatch(tag)), None)
-    if odd is None:
-        marks = {tag[0] for tag in tags}
+    good = [tag for tag in tags if isinstance(tag, str) and TAG.fullmatch(tag)]
+    if len(good) >= (1 - MOST_BAD) * len(tags):
+        marks = {tag[0] for tag in good}
         return "bilou" if marks & {"L", "U"} else "iobes" if marks & {"E", "S"} else "iob2"
+    odd = next(tag for tag in tags if tag not in good)
     raise InvalidData(f"{path}: found {odd!r} in {where}, wanted tags such as B-PER, I-PER and O")
 
 
 def _label_column(table: Table, columns: Sequence[str]) -> str | None:
     """A known name; or the only column that is left; or of two unknown ones that with fewer values."""
-    scalar = [name for name in columns if all(isinstance(value, str | int) for value in table.values(name))]
+    scalar = [name for name in columns if table.holds(name, str | int)]
     strong = next((name for name in LABELS if name in scalar), None)
     weak = [name for name in WEAK_LABELS if name in scalar]
     if strong is not None or len(weak) == 1:
@@ -149,7 +150,7 @@ def _label_column(table: Table, columns: Sequence[str]) -> str | None:
     others = [name for name in scalar if name not in IDS]
     if weak or not others or len(others) > 2:
         return None
-    return min(others, key=lambda name: len(set(table.values(name))))
+    return min(others, key=lambda name: len(set(map(str, table.values(name)))))
 
 
 def _known_texts(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
@@ -166,19 +167,18 @@ def _text_left(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _of_texts(table: Table, columns: Sequence[str]) -> list[str]:
-    return [name for name in columns if all(isinstance(value, str) for value in table.values(name))]
+    return [name for name in columns if table.holds(name, str)]
 
 
 def _choices(table: Table) -> list[str]:
-    return sorted(name for name in table.columns if _CHOICE.fullmatch(name))
-
-
-def _is_list(table: Table, name: str) -> bool:
-    return all(isinstance(value, list) for value in table.values(name))
+    """In the order of their numbers or letters."""
+    found = [(len(match[1]), match[1].lower(), match[0]) for match in map(_CHOICE.fullmatch, table.columns) if match]
+    return [name for *_, name in sorted(found)]
 
 
 def _unclear(path: Path, table: Table, field: str, wanted: str) -> InvalidData:
     said = 'data.text=["COLUMN"]' if field == "data.text" else f'{field}="COLUMN"'
     hint = '; without a header the columns are "0", "1" ...' if table.form in ("tsv", "csv") else ""
-    columns = ", ".join(table.columns)
-    return InvalidData(f"{path}: found the columns {columns}, wanted {wanted}: say --set '{said}'{hint}")
+    odd = f"; {table.odd}" if table.odd else ""
+    found = f"found the columns {', '.join(table.columns)}{odd}"
+    return InvalidData(f"{path}: {found}, wanted {wanted}: say --set '{said}', or another --family{hint}")

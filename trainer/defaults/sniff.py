@@ -6,26 +6,30 @@ It refuses to know what the columns mean.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefixbank.model_store.errors import InvalidData
 from prefixbank.trainer.defaults.names import HEADER
-from prefixbank.trainer.readers.columns import Block, blocks_of
+from prefixbank.trainer.readers.columns import MARKS, Block, blocks_of
 from prefixbank.trainer.readers.files import json_of, lines_of
+from prefixbank.trainer.readers.propositions import LAYOUTS
 from prefixbank.trainer.readers.tables import Row, table_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-    from prefixbank.trainer.readers.faults import Fault
+    from types import UnionType
 
 SAMPLE = 2000
 """Rows, lines or sentences that are looked at."""
 _BRACKETS = re.compile(r"(\([^()*]+)?\*\)?", re.ASCII)
+TAG = re.compile(r"O|[BIESLU]-\S+", re.ASCII)
 PREDICATES = {"propbank": 8, "conll2012": 11}
 """The first column of predicates in each layout of props."""
+MOST_BAD = 0.01
+"""Share of rows that may be unlike the others, as in reading: they are left out there."""
 FEWEST_BLANK = 500
 """Lines of sentences have an empty one at least so often; tables may end with one."""
 FOREIGN = (".parquet", ".xlsx", ".xls", ".arrow", ".zip", ".gz")
@@ -38,16 +42,29 @@ class Table(NamedTuple):
 
     form: str
     """As a recipe names it: tsv, csv, jsonl or json."""
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     """The first ones."""
 
     @property
     def columns(self) -> list[str]:
-        """Names of fields that every row has, in order."""
-        return [name for name in self.rows[0] if all(name in row for row in self.rows)]
+        """Names of fields that rows have, in order."""
+        names = Counter(name for row in self.rows for name in row.fields)
+        return [name for name, count in names.items() if _is_most(count, self.rows)]
 
     def values(self, name: str) -> list[Any]:
-        return [row[name] for row in self.rows]
+        """Of those rows that have the field."""
+        return [row.fields[name] for row in self.rows if name in row.fields]
+
+    def holds(self, name: str, kind: type | UnionType) -> bool:
+        """Whether a column has values of some type."""
+        return _is_most(sum(isinstance(value, kind) for value in self.values(name)), self.rows)
+
+    @property
+    def odd(self) -> str:
+        """The first field that is absent or null, for messages; empty where there is none."""
+        names = dict.fromkeys(name for row in self.rows for name in row.fields)
+        fields = ((row, name) for row in self.rows for name in names if row.fields.get(name) is None)
+        return next((f"no {name} in line {row.line}" for row, name in fields), "")
 
 
 class Columns(NamedTuple):
@@ -86,15 +103,15 @@ def sniff(path: Path, names: Sequence[str] = (NAME,)) -> Found:
     if path.suffix == ".json" or (path.suffix != ".jsonl" and first.startswith("[")):
         return _json(path)
     if path.suffix == ".jsonl" or first.startswith("{"):
-        return _table_or_questions(Table("jsonl", _fields(table_rows(path, "jsonl", ()))), path)
+        return _table_or_questions(_table(path, "jsonl"))
     if path.suffix == ".csv":
-        return Table("csv", _some(_fields(table_rows(path, "csv", names)), path))
+        return _table(path, "csv", names)
     if "|||" in first:
         return Props("tagged")
     if _has_sentences(lines):
         return _columns(path)
     if "\t" in first:
-        return Table("tsv", _some(_fields(table_rows(path, "tsv", names)), path))
+        return _table(path, "tsv", names)
     raise InvalidData(f"{path}: found lines without columns, wanted a table, JSON, or a word and its tag a line")
 
 
@@ -104,11 +121,10 @@ def _json(path: Path) -> Found:
         return Questions()
     if not isinstance(found, list):
         raise InvalidData(f"{path}: found {type(found).__name__}, wanted a list of objects or SQuAD")
-    return _table_or_questions(Table("json", [row for row in found[:SAMPLE] if isinstance(row, dict)]), path)
+    return _table_or_questions(_table(path, "json"))
 
 
-def _table_or_questions(table: Table, path: Path) -> Found:
-    _some(table.rows, path)
+def _table_or_questions(table: Table) -> Found:
     if {"question", "context", "answers"} <= set(table.columns) and table.form == "jsonl":
         return Questions()
     return table
@@ -116,10 +132,10 @@ def _table_or_questions(table: Table, path: Path) -> Found:
 
 def _columns(path: Path) -> Found:
     blocks = [block for block in islice(blocks_of(path), SAMPLE) if isinstance(block, Block)]
-    wide = [block for block in blocks if len(block.rows[0].cells) > min(PREDICATES.values())]
-    for layout, column in PREDICATES.items():
-        if wide and all(_is_predicate(block, column) for block in wide if len(block.rows[0].cells) > column):
-            return Props(layout)
+    for name, column in PREDICATES.items():
+        wide = [block for block in blocks if len(block.rows[0].cells) > column + LAYOUTS[name].num_after]
+        if wide and _is_most(sum(_is_predicate(block, column) for block in wide), wide):
+            return Props(name)
     return Columns(blocks)
 
 
@@ -130,16 +146,19 @@ def _is_predicate(block: Block, column: int) -> bool:
 def _has_sentences(lines: list[str]) -> bool:
     """Empty lines stand between groups of lines with cells, and the first line is no header."""
     blank = sum(not text.strip() for text in lines[:-1])
-    cells = [text.split() for text in lines if text.strip()]
-    header = HEADER & set(cells[0]) if cells else set()
-    return blank > len(lines) / FEWEST_BLANK and not header and all(len(one) >= 2 for one in cells)
+    cells = [text.split() for text in lines if text.strip() and not text.startswith(MARKS)]
+    if not cells or blank <= len(lines) / FEWEST_BLANK:
+        return False
+    has_header = bool(HEADER & set(cells[0])) and not TAG.fullmatch(cells[0][-1])
+    return not has_header and _is_most(sum(len(one) >= 2 for one in cells), cells)
 
 
-def _fields(rows: Iterable[Row | Fault]) -> list[dict[str, Any]]:
-    return [row.fields for row in islice(rows, SAMPLE) if isinstance(row, Row)]
-
-
-def _some(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+def _table(path: Path, form: str, names: Sequence[str] = ()) -> Table:
+    rows = [row for row in islice(table_rows(path, form, names), SAMPLE) if isinstance(row, Row)]
     if not rows:
         raise InvalidData(f"{path}: found no good row")
-    return rows
+    return Table(form, rows)
+
+
+def _is_most(count: int, rows: Sequence[object]) -> bool:
+    return count >= (1 - MOST_BAD) * len(rows)

@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 
 NUM_NAMED = 12
 """Labels that a message names."""
+MOST_DIGITS = 18
+"""Longer ones are names: Python reads no number of thousands of digits."""
 
 
 def sorted_labels(found: Iterable[str]) -> tuple[str, ...]:
     """Labels in order: numbers by size, then texts by letter."""
-    return tuple(sorted(set(found), key=lambda label: (not label.isdecimal(), label.isdecimal() and int(label), label)))
+    return tuple(sorted(set(found), key=_place))
+
+
+def _place(label: str) -> tuple[bool, int, str]:
+    is_number = label.isdecimal() and len(label) <= MOST_DIGITS
+    return not is_number, int(label) if is_number else 0, label
 
 
 def two_or_more(labels: Sequence[str]) -> tuple[str, ...]:

@@ -52,18 +52,20 @@ def choices_example(row: Row, columns: ChoiceColumns) -> ChoicesExample:
     Raises:
         BadRow: a field is absent, a text is empty, or the label names no choice.
     """
-    texts = [text_of(tables.field(row, name), name) for name in (columns.premise, *columns.choices)]
+    templates = (columns.premise, *columns.choices)
+    texts = [tables.filled(row, one, lambda name: text_of(tables.field(row, name), name)) for one in templates]
     return ChoicesExample(texts[0], tuple(texts[1:]), _connector(row, columns), _right(row, columns), row.where)
 
 
 def _right(row: Row, columns: ChoiceColumns) -> int:
     """Index of the right choice, given by its number or, as on the hub, by its column's name."""
-    right = str(tables.field(row, columns.label))
+    right = str(tables.field(row, columns.label)).strip()
     if right in columns.choices:
         return columns.choices.index(right)
-    if not right.isdecimal() or int(right) >= len(columns.choices):
+    numbers = [str(number) for number in range(len(columns.choices))]
+    if right not in numbers:
         raise BadRow(f"{columns.label}: found {shown(right)}, wanted a number from 0 to {len(columns.choices) - 1}")
-    return int(right)
+    return numbers.index(right)
 
 
 def _connector(row: Row, columns: ChoiceColumns) -> str:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_MARKS = ("-DOCSTART-", "#begin document", "#end document")
+MARKS = ("-DOCSTART-", "#begin document", "#end document")
+"""What lines between sentences begin with."""
 
 
 class Cells(NamedTuple):
@@ -69,7 +70,7 @@ def blocks_of(path: Path) -> Iterator[Block | Fault]:
 
 def _parts(text: str) -> bool:
     """The line stands between sentences."""
-    return not text.strip() or text.startswith(_MARKS)
+    return not text.strip() or text.startswith(MARKS)
 
 
 def _cells(text: str) -> tuple[str, ...]:

@@ -86,11 +86,12 @@ def propositions_of(
 
 def tagged_lines_of(path: Path) -> Iterator[PropositionExample | Fault]:
     """The predicates of a file of lines `index words ||| tags`; a bad line is a Fault."""
+    sentences: dict[tuple[str, ...], int] = {}
     for line in lines_of(path):
         if isinstance(line, Fault):
             yield line
         elif line.text.strip():
-            yield _tagged_line(path, line)
+            yield _tagged_line(path, line, sentences)
 
 
 def _side_by_side(words: Path, props: Path) -> Iterator[Block | Fault]:
@@ -146,14 +147,16 @@ def _predicate(tags: Sequence[str], marked: Sequence[bool]) -> int:
     return next((place for place in verb if marked[place]), verb[0])
 
 
-def _tagged_line(path: Path, line: Line) -> PropositionExample | Fault:
+def _tagged_line(path: Path, line: Line, sentences: dict[tuple[str, ...], int]) -> PropositionExample | Fault:
+    """Lines of the same words are predicates of one sentence: `sentences` has the number of each that was met."""
     left, bar, right = line.text.partition("|||")
     index, *words = left.split() or [""]
     try:
         tags = iob2(right.split(), "iob2")
     except ValueError as error:
         return Fault(f"{path}:{line.number}", str(error))
-    if not bar or not index.isdecimal() or not int(index) < len(words) == len(tags):
+    if not bar or index not in map(str, range(len(words))) or len(words) != len(tags):
         found = f"found {len(words)} words, {len(tags)} tags and the index {index!r}"
         return Fault(f"{path}:{line.number}", f"{found}, wanted index, words, ||| and as many tags")
-    return PropositionExample(tuple(words), tags, int(index), line.number, f"{path.name}:{line.number}")
+    sentence = sentences.setdefault(tuple(words), len(sentences))
+    return PropositionExample(tuple(words), tags, int(index), sentence, f"{path.name}:{line.number}")

@@ -95,7 +95,7 @@ def examples_of(opened: Opened, recipe: Recipe, columns: Mapping[str, str]) -> I
 
 
 def _sentences(opened: Opened, data: DataSection, columns: Mapping[str, str]) -> Iterator[Example | Fault]:
-    if isinstance(opened, DataFile) and _format(opened.path, data) == "conll":
+    if isinstance(opened, DataFile) and (_format(opened.path, data) == "conll" or _is_tsv_of_words(opened, data)):
         blocks = of_equal_width(blocks_of(opened.path))
         return built(blocks, lambda block: column_words(block, data))
     return built(_table(opened, data, columns, (*data.text, data.label)), lambda row: listed_words(row, data))
@@ -128,6 +128,11 @@ def _renamed(rows: Iterable[Row | Fault], columns: Mapping[str, str]) -> Iterato
         else:
             more = {name: row.fields[own] for own, name in columns.items() if own in row.fields}
             yield row._replace(fields=row.fields | more)
+
+
+def _is_tsv_of_words(opened: DataFile, data: DataSection) -> bool:
+    """No cell of a table holds a list: a .tsv file of entities has a word and its tag in each line."""
+    return data.format == "auto" and FORMATS.get(opened.path.suffix) == "tsv"
 
 
 def _format(path: Path, data: DataSection) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefixbank.model_store.errors import InvalidData
@@ -89,7 +90,9 @@ class _Cells(NamedTuple):
 
 
 def _has_header(names: Sequence[str]) -> bool:
-    return not all(name.isdecimal() for name in names)
+    """Whether a wanted column, or one that a template is filled with, is no number."""
+    columns = (column for name in names for column in _PLACEHOLDER.findall(name) or [name])
+    return not all(column.isdecimal() for column in columns)
 
 
 def _tsv(path: Path, *, has_header: bool) -> Iterator[Row | Fault]:
@@ -147,7 +150,7 @@ def _named(path: Path, rows: Iterable[_Cells | Fault], *, has_header: bool) -> I
             yield row
             continue
         if not header:
-            header = row.texts if has_header else [str(number) for number in range(len(row.texts))]
+            header = _header(path, row) if has_header else [str(number) for number in range(len(row.texts))]
             if has_header:
                 continue
         if row.texts in ([], [""]):
@@ -157,6 +160,14 @@ def _named(path: Path, rows: Iterable[_Cells | Fault], *, has_header: bool) -> I
         else:
             problem = f"found {len(row.texts)} columns, wanted {len(header)} as in the first line"
             yield from _faults(path, row.lines, problem)
+
+
+def _header(path: Path, row: _Cells) -> list[str]:
+    names = [text.strip() for text in row.texts]
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if twice is not None:
+        raise InvalidData(f"{path}:{row.lines[0]}: found the column {twice!r} twice, wanted a name for each column")
+    return names
 
 
 def _faults(path: Path, lines: Iterable[int], problem: str) -> list[Fault]:

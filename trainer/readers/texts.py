@@ -33,11 +33,11 @@ def text_example(row: Row, data: DataSection, labels: Sequence[str] | None) -> T
 
 
 def label_of(row: Row, name: str, rename: Mapping[str, str], labels: Sequence[str] | None) -> str:
-    """A label as text, renamed: texts, whole numbers and booleans name classes."""
+    """A label as text without blanks around it, renamed: texts, whole numbers and booleans name classes."""
     found = field(row, name)
-    if not isinstance(found, str | int) or found == "":
+    text = str(found).lower() if isinstance(found, bool) else str(found).strip()
+    if not isinstance(found, str | int) or not text:
         raise BadRow(f"{name}: found {shown(found)}, wanted a text, a whole number or a boolean")
-    text = str(found).lower() if isinstance(found, bool) else str(found)
     label = rename.get(text, text)
     if labels is not None and label not in labels:
         raise BadRow(f"{name}: found the label {shown(label)}, wanted one of {', '.join(labels)}")

@@ -100,7 +100,7 @@ class DataSection(Section):
     it: whatever seed it is trained with, rows that chose the settings are none of those that are reported."""
     format: Literal["auto", "tsv", "csv", "jsonl", "json", "conll", "squad", "props"] = "auto"
     """`auto` goes by the family: SQuAD for answers, props for roles; for others by the file's ending: .tsv, .csv,
-    .jsonl, .json, anything else is CoNLL columns."""
+    .jsonl, .json, anything else is CoNLL columns, and so is a .tsv file of words and tags."""
     tolerance: Share = 0.01
     """Share of bad rows that a file may have: they are left out, and the report says how many. 0 stops at the first."""
     text: tuple[str, ...] = ("text",)
