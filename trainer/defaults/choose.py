@@ -150,8 +150,8 @@ def choose(request: Request, recipe: Recipe, out: Path, backbone: Backbone, limi
     table |= {"prompt": length, "optimiser": rates}
     speed = _speed(_with(table, request), out, backbone, facts)
     if limit.left <= 0:
-        found = f"{limit.seconds:g} s, and reading and measuring took {limit.seconds - limit.left:.0f} s"
-        raise TrainingError(f"--budget: found {found}: wanted more")
+        taken = f"{limit.seconds:g} s, and reading and measuring took {limit.seconds - limit.left:.0f} s"
+        raise TrainingError(f"--budget: found {taken}: wanted more")
     planned = plan(facts, speed, limit.left)
     found = _with(_planned(table, planned), request)
     found = _with(table | {"sweep": _search(found, planned, request)}, request)
