@@ -6,6 +6,7 @@ It refuses to know what the files hold.
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from typing import TYPE_CHECKING
 
@@ -13,18 +14,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+_STAGED = re.compile(r"\.[0-9a-f]{32}\.tmp")
+"""Names of files that are being written."""
+
 
 def write_file(path: Path, chunks: Sequence[bytes | bytearray]) -> None:
     """Write a new file and force it to disk.
 
     Raises:
         FileExistsError: there is one already.
+        OSError: it cannot be written; the error names the file.
     """
-    with path.open("xb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("xb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk has none
+        raise
 
 
 def replace_file(
@@ -42,6 +51,13 @@ def replace_file(
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def clear_staging(folder: Path) -> None:
+    """Remove what a process that was killed left half written in a folder in which nobody else writes."""
+    for path in folder.glob(".*.tmp"):
+        if _STAGED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

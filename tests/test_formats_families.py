@@ -12,7 +12,7 @@ import pytest
 from prefixbank.cli import main
 from prefixbank.model_store.address import Address
 from prefixbank.model_store.backbones.load import load_backbone
-from prefixbank.model_store.errors import NotRepresentable, SettingsMismatch, SourceInvalid
+from prefixbank.model_store.errors import BackboneMismatch, NotRepresentable, SettingsMismatch, SourceInvalid
 from prefixbank.model_store.formats.exporter import export_prompt
 from prefixbank.model_store.formats.foreign import Format
 from prefixbank.model_store.formats.importer import Choices, import_prompt
@@ -152,6 +152,16 @@ def test_without_the_sidecar_roles_must_be_named(backbone: Backbone, tmp_path: P
     assert import_prompt(tmp_path / "out", backbone).prompt.family is WORDS
     named = import_prompt(tmp_path / "out", backbone, Choices(family=ROLES, labels=ROLE_LABELS)).prompt
     assert (named.family, named.labels, named.preprocessing.roles) == (ROLES, ROLE_LABELS, RolesSpec())
+
+
+def test_a_sidecar_of_longer_rows_than_the_backbone_has_positions_for_is_refused(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    export_prompt(family_prompt(backbone, ROLES, PREFIX, seed=3), Format.PTUNING_V2, tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "prefixbank.json").read_text())["preprocessing"]
+    edit_json(tmp_path / "out" / "prefixbank.json", preprocessing=told | {"max_tokens": 5000})
+    with pytest.raises(BackboneMismatch, match="5000 are wanted"):
+        import_prompt(tmp_path / "out", backbone)
 
 
 def test_a_sidecar_of_another_family_is_refused(backbone: Backbone, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import BackboneMismatch, NotRepresentable, SourceInvalid, UnknownFormat
 from prefixbank.model_store.formats.foreign import Format
-from prefixbank.model_store.formats.importer import import_prompt
+from prefixbank.model_store.formats.importer import Choices, import_prompt
 from prefixbank.model_store.task_prompt import Pooler
 from tests.format_cases import (
     PREFIX,
@@ -216,6 +216,7 @@ def test_a_prefix_of_another_width_is_another_backbones(bert: Backbone, tmp_path
         ({"prompt_embeddings": None}, "no 'prompt_embeddings'"),
         ({"prompt_embeddings": torch.zeros(PREFIX + 1, 192)}, "num_virtual_tokens is 6"),
         ({"prompt_embeddings": torch.zeros(192)}, "num_virtual_tokens is 6"),
+        ({"prompt_embeddings": torch.zeros(0, 192)}, "num_virtual_tokens is 6"),
         ({"base_model__classifier__bias": None}, "no 'classifier.bias'"),
         ({"base_model__classifier__weight": torch.zeros(0, WIDTH)}, "not a matrix and its bias"),
     ],
@@ -248,6 +249,17 @@ def test_a_pooler_that_nobody_has_is_refused(bert: Backbone, tmp_path: Path) -> 
     folder = save(bert, tmp_path / "source").folder
     with pytest.raises(SourceInvalid, match="a pooler that neither the source nor"):
         import_prompt(folder, dataclasses.replace(bert, pooler=None))
+
+
+def test_an_architecture_that_takes_no_prefix_is_refused(load: Callable[..., Backbone], tmp_path: Path) -> None:
+    folder, distilbert = save(load("bert"), tmp_path / "source", WORDS).folder, load("distilbert")
+    with pytest.raises(BackboneMismatch, match="no PREFIX_TUNING of 'distilbert', the backbone; it has bert, roberta"):
+        import_prompt(folder, distilbert)
+
+
+def test_another_family_than_the_folders_is_refused(bert: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(SourceInvalid, match="--family says question-answering; the source's own files say text"):
+        import_prompt(save(bert, tmp_path / "source").folder, bert, Choices(family=SPANS))
 
 
 def test_a_folder_of_several_adapters_is_not_guessed_about(bert: Backbone, tmp_path: Path) -> None:

@@ -308,6 +308,17 @@ def test_without_a_config_the_family_must_be_said(bert: Backbone, tmp_path: Path
     assert import_prompt(folder, bert, Choices(family=WORDS)).prompt.family is WORDS
 
 
+def test_another_family_than_the_sources_is_refused(bert: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(SourceInvalid, match="--family says text-classification; the source's own files say token"):
+        import_prompt(source(bert, tmp_path / "source", WORDS), bert, Choices(family=TEXT))
+
+
+def test_the_name_that_configs_write_is_kept(bert: Backbone, tmp_path: Path) -> None:
+    folder = source(bert, tmp_path / "source")
+    edit_json(folder / "config.json", _name_or_path="bert-large-cased")
+    assert import_prompt(folder, bert).prompt.provenance.recipe["made_for"] == "bert-large-cased"
+
+
 def test_spans_are_told_by_their_outputs(bert: Backbone, tmp_path: Path) -> None:
     folder = source(bert, tmp_path / "source", SPANS)
     (folder / "config.json").unlink()

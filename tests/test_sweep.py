@@ -170,7 +170,7 @@ def test_another_sweep_in_the_folder_is_refused(root: Path, tmp_path: Path, back
         swept(recipe_of(), root, tmp_path / "out", backbone, display=Quiet(1))
     with pytest.raises(TrainingError, match="wanted --resume to continue it"):
         swept(recipe_of(), root, tmp_path / "out", backbone)
-    with pytest.raises(TrainingError, match="another recipe, another space"):
+    with pytest.raises(TrainingError, match="another recipe, space, backbone"):
         swept(recipe_of(seed=4), root, tmp_path / "out", backbone, resume=True)
 
 

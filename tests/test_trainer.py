@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
@@ -22,6 +26,7 @@ from prefixbank.model_store.errors import (
 from prefixbank.model_store.task_prompt import Pooler, TaskPrompt
 from prefixbank.trainer.build import build
 from prefixbank.trainer.deep_prompt import DeepPrompt
+from prefixbank.trainer.outcome import conclude
 from prefixbank.trainer.pack import Pack
 from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from prefixbank.model_store.backbones.packing import PackedTokens
     from prefixbank.model_store.tasks.features import Features
     from prefixbank.trainer.build import Built
+    from prefixbank.trainer.outcome import Outcome
 
 WORDS = ["film", "quiet", "joy", "dull", "plot", "table", "seven", "lights", "kitchen", "weather", "music", "sky"]
 
@@ -238,6 +244,49 @@ def test_the_checkpoint_of_another_recipe_is_refused(root: Path, tmp_path: Path,
         run(recipe_of(), root, tmp_path, backbone, display=Interrupter(2, signal.SIGINT))
     with pytest.raises(TrainingError, match="another recipe"):
         run(recipe_of(seed=3), root, tmp_path, backbone, resume=True)
+
+
+def test_another_backbone_does_not_go_on_with_a_run(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(TrainingInterrupted):
+        run(recipe_of(), root, tmp_path, backbone, display=Interrupter(2, signal.SIGINT))
+    other = replace(backbone, ref=backbone.ref.model_copy(update={"fingerprint": "f" * 64}))
+    with pytest.raises(TrainingError, match="of another backbone"):
+        run(recipe_of(), root, tmp_path, other, resume=True)
+
+
+def test_a_checkpoint_of_another_version_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    for state in ("{}", "[]", "null", '{"identity": "x", "curve": [], "more": 1}'):
+        save_file({"now.a": torch.ones(1)}, tmp_path / "checkpoint.safetensors", {"prefixbank": state})
+        with pytest.raises(TrainingError, match="another version of this program"):
+            run(recipe_of(), root, tmp_path, backbone, resume=True)
+
+
+def test_a_disk_that_is_full_at_the_end_says_where_and_what_goes_on(
+    root: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+
+        def concluded(*arguments: Any) -> Outcome:
+            patched.setattr(os, "fsync", full)
+            return conclude(*arguments)
+
+        patched.setattr("prefixbank.trainer.run.conclude", concluded)
+        with pytest.raises(TrainingError, match=r"/\S*: found no way .*No space left on device.*--resume continues"):
+            run(recipe_of(), root, tmp_path, backbone)
+    assert run(recipe_of(), root, tmp_path, backbone, resume=True).folder == tmp_path / "artifact"
+
+
+@pytest.mark.parametrize("label", ["x" * 1001, "\ud800"], ids=["long", "half a character"])
+def test_a_label_that_no_artifact_holds_is_refused_before_training(
+    label: str, root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    rows = [{"text": "a film", "label": label if n % 2 else "b"} for n in range(8)]
+    (root / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InvalidData, match=r"labels\.jsonl:2: label: found"):
+        run(recipe_of(data={"train": "labels.jsonl"}), root, tmp_path, backbone)
 
 
 def test_an_unfinished_run_is_not_begun_anew(root: Path, tmp_path: Path, backbone: Backbone) -> None:

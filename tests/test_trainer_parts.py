@@ -135,6 +135,16 @@ def test_the_first_interruption_asks_and_the_second_insists() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_what_a_killed_process_left_half_written_goes_with_the_checkpoint(tmp_path: Path) -> None:
+    half, other = tmp_path / f".{'0af1' * 8}.tmp", tmp_path / ".notes.tmp"
+    for when in (checkpoint.load, checkpoint.remove):
+        checkpoint.save(tmp_path, {"now.a": torch.ones(2)}, {"step": 1})
+        half.touch()
+        other.touch()
+        when(tmp_path)
+        assert (half.exists(), other.exists()) == (False, True)
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path, {"now.a": torch.ones(2)}, {"step": 1})
 

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 from safetensors import SafetensorError
 
-from prefixbank.model_store.durable import replace_file, sync_folder
+from prefixbank.model_store.durable import clear_staging, replace_file, sync_folder
 from prefixbank.model_store.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def load(folder: Path) -> Checkpoint:
         TrainingError: there is none, or it is not one of ours.
     """
     path = folder / FILE
+    clear_staging(folder)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -75,5 +76,6 @@ def load(folder: Path) -> Checkpoint:
 
 
 def remove(folder: Path) -> None:
-    """Remove the checkpoint of a finished run."""
+    """Remove the checkpoint of a finished run, and those that a killed process did not finish."""
     (folder / FILE).unlink(missing_ok=True)
+    clear_staging(folder)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefixbank.model_store.errors import TrainingError
+from prefixbank.model_store.manifest import MAX_LABEL_CHARS
+from prefixbank.model_store.task_prompt import MAX_LABELS
 from prefixbank.trainer.families import family_for
 from prefixbank.trainer.readers import read_splits
 
@@ -53,10 +55,13 @@ class Prepared:
     """The data sets of a recipe, by name; a single one is called ""."""
 
     parts: dict[str, PreparedPart]
+    fingerprint: str
+    """Of the backbone that they are for."""
 
     def identity(self, recipe: Recipe) -> str:
-        """Digest of recipe and data."""
-        facts = [recipe.model_dump(mode="json"), {name: part.files for name, part in self.parts.items()}]
+        """Digest of recipe, data and backbone."""
+        files = {name: part.files for name, part in self.parts.items()}
+        facts = [recipe.model_dump(mode="json"), files, self.fingerprint]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,7 +72,8 @@ def prepare(recipe: Recipe, root: Path, backbone: Backbone) -> Prepared:
         InvalidData: a file cannot be read, or has too many bad rows.
         TrainingError: there is nothing to tell apart, or rows do not fit the backbone.
     """
-    return Prepared({name: _prepare(part, root, backbone) for name, part in recipe.parts.items()})
+    parts = {name: _prepare(part, root, backbone) for name, part in recipe.parts.items()}
+    return Prepared(parts, backbone.ref.fingerprint)
 
 
 def _prepare(recipe: Recipe, root: Path, backbone: Backbone) -> PreparedPart:
@@ -75,7 +81,7 @@ def _prepare(recipe: Recipe, root: Path, backbone: Backbone) -> PreparedPart:
     check_length(recipe, backbone)
     splits = read_splits(recipe, root)
     family = family_for(recipe, backbone, splits.train)
-    labels = family.labels(splits.train, recipe.data.labels)
+    labels = _storable(family.labels(splits.train, recipe.data.labels))
     prep = family.preprocessing(labels)
     items = {
         name: family.items(getattr(splits, name), labels, backbone.tokenizer, prep, training=name == "train")
@@ -83,6 +89,17 @@ def _prepare(recipe: Recipe, root: Path, backbone: Backbone) -> PreparedPart:
     }
     _tell_what_is_cut(items, recipe.max_tokens)
     return PreparedPart(family, labels, prep, items, splits.files, splits.skipped)
+
+
+def _storable(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse before training what no artifact could hold."""
+    if len(labels) > MAX_LABELS:
+        raise TrainingError(f"data.labels: found {len(labels):,} labels, wanted at most {MAX_LABELS:,}")
+    long = next((label for label in labels if len(label) > MAX_LABEL_CHARS), None)
+    if long is not None:
+        found = f"a label of {len(long):,} characters, {long[:40]!r}..."
+        raise TrainingError(f"data.labels: found {found}, wanted at most {MAX_LABEL_CHARS:,}")
+    return labels
 
 
 def _tell_what_is_cut(items: Mapping[str, Sequence[Item]], max_tokens: int) -> None:

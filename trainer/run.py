@@ -117,7 +117,20 @@ def backbone_for(recipe: Recipe, device: torch.device) -> Backbone:
 
 
 def finish(pack: Pack, trial: Trial, prepared: Prepared, out: Path, verify: Verify | None) -> Trained:
-    """Evaluate what will be stored, have the server asked, and write artifact and report of every data set."""
+    """Evaluate what will be stored, have the server asked, and write artifact and report of every data set.
+
+    Raises:
+        ServingMismatch: the served logits differ from the trained ones.
+        TrainingError: they cannot be written; the checkpoint is still there.
+    """
+    try:
+        return _finish(pack, trial, prepared, out, verify)
+    except OSError as error:
+        problem = f"{error.filename or out}: found no way to write artifact and report ({error.strerror or error})"
+        raise TrainingError(f"{problem}: --resume continues from {trial.folder or 'nothing'}") from error
+
+
+def _finish(pack: Pack, trial: Trial, prepared: Prepared, out: Path, verify: Verify | None) -> Trained:
     round_prompt(trial)
     trained = Trained({})
     for part in trial.parts:

@@ -57,7 +57,7 @@ class State:
     """Where a trial is. Saved with the tensors; everything else follows from the recipe."""
 
     identity: str
-    """Digest of recipe and data: a checkpoint of other ones is refused."""
+    """Digest of recipe, data and backbone: a checkpoint of other ones is refused."""
     epoch: int = 0
     """Epochs finished."""
     batch: int = 0
@@ -123,7 +123,7 @@ class Trial:
 
     Args:
         backbone_modules: what of the backbone is trained too; nothing but in full fine-tuning.
-        identity: digest of recipe and data.
+        identity: digest of recipe, data and backbone.
         folder: where checkpoints go; None keeps none.
     """
 
@@ -271,15 +271,20 @@ class Trial:
         """Continue from the folder's checkpoint.
 
         Raises:
-            TrainingError: there is none, or it belongs to another recipe or other data.
+            TrainingError: there is none, or it belongs to another recipe, other data or another backbone.
         """
         assert self.folder is not None, "a trial without a folder cannot resume. This is a bug."
         saved = checkpoint.load(self.folder)
-        state = State.from_json(saved.state)
+        try:
+            state = State.from_json(saved.state)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"{self.folder / checkpoint.FILE}: found the checkpoint of another version of this program: {error!r}"
+            ) from error
         if state.identity != self.state.identity:
             raise TrainingError(
-                f"{self.folder / checkpoint.FILE}: found the checkpoint of another recipe or of other data "
-                f"({state.identity[:12]}), wanted {self.state.identity[:12]}"
+                f"{self.folder / checkpoint.FILE}: found the checkpoint of another recipe, of other data or of "
+                f"another backbone ({state.identity[:12]}), wanted {self.state.identity[:12]}"
             )
         self.state = state
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}

@@ -135,7 +135,13 @@ def _task_prompt(foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Back
 
 
 def _family(found: TaskFamily, sidecar: Sidecar | None, choices: Choices) -> TaskFamily:
-    """What the source's files say, or the family of ours that they carry under that name."""
+    """What the source's files say, or the family of ours that they carry under that name.
+
+    Raises:
+        SourceInvalid: the user or the sidecar says another.
+    """
+    if choices.family is not None and carried_as(choices.family) is not found:
+        raise SourceInvalid(f"--family says {choices.family}; the source's own files say {found}")
     said = choices.family or (sidecar.family if sidecar else found)
     if sidecar is not None and carried_as(sidecar.family) is not found:
         raise SourceInvalid(f"the sidecar says {sidecar.family}; the source's own files say {found}")

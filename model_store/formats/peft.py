@@ -40,6 +40,8 @@ FAMILIES = {
     "TOKEN_CLS": TaskFamily.TOKEN_CLASSIFICATION,
     "QUESTION_ANS": TaskFamily.QUESTION_ANSWERING,
 }
+PREFIXED = ("bert", "roberta", "xlm-roberta", "electra")
+"""Architectures whose forward takes past_key_values, as PEFT's prefix tuning needs."""
 _DEEP = ("PREFIX_TUNING", "CARTRIDGE")
 
 
@@ -67,7 +69,7 @@ def read(folder: Path, ref: BackboneRef, task: int | None = None) -> ForeignProm
         BackboneMismatch: its shapes are another backbone's.
     """
     config = parse_config(_Config, read_json(folder / CONFIG), folder / CONFIG)
-    _check_method(config, task)
+    _check_method(config, task, ref)
     family = _family(config)
     bag = TensorBag(read_tensors(folder, WEIGHTS), folder.name)
     model = TensorBag(bag.take_below(MODEL), folder.name)
@@ -107,12 +109,15 @@ def _prompt(
     )
 
 
-def _check_method(config: _Config, task: int | None) -> None:
+def _check_method(config: _Config, task: int | None, ref: BackboneRef) -> None:
     """Refuse methods that are no prompt of an encoder's own layers or input."""
     if config.peft_type not in (*_DEEP, *KINDS):
         raise NotRepresentable(
             f"PEFT {config.peft_type[:80]}: it is no prompt, but changes the backbone's own weights or layers"
         )
+    if config.peft_type in _DEEP and ref.architecture not in PREFIXED:
+        known = ", ".join(PREFIXED)
+        raise BackboneMismatch(f"PEFT has no {config.peft_type} of {ref.architecture!r}, the backbone; it has {known}")
     if task is not None and config.peft_type != MULTITASK:
         raise SourceInvalid(f"task {task} was chosen, and a source of PEFT {config.peft_type} holds one")
     if (config.num_transformer_submodules or 1) != 1 or config.task_type == "SEQ_2_SEQ_LM":
@@ -129,7 +134,7 @@ def _family(config: _Config) -> TaskFamily:
 def _embeddings(bag: TensorBag, config: _Config) -> Tensor:
     embeddings_PX = bag.take(EMBEDDINGS)
     found, wanted = list(embeddings_PX.shape), config.num_virtual_tokens
-    if len(found) != 2 or not found[0] or found[0] != (wanted or found[0]):
+    if len(found) != 2 or not found[0] or wanted not in (None, found[0]):
         raise SourceInvalid(f"{EMBEDDINGS} is {found}; num_virtual_tokens is {wanted}")
     return embeddings_PX
 

@@ -14,7 +14,7 @@ import safetensors.torch
 from prefixbank.model_store.errors import NotRepresentable
 from prefixbank.model_store.formats.exportable import check_deep, check_head, check_shallow
 from prefixbank.model_store.formats.labels import carried_as
-from prefixbank.model_store.formats.peft import CONFIG, EMBEDDINGS, FAMILIES, MODEL, WEIGHTS
+from prefixbank.model_store.formats.peft import CONFIG, EMBEDDINGS, FAMILIES, MODEL, PREFIXED, WEIGHTS
 from prefixbank.model_store.formats.peft_shallow import PROMPT_TUNING, check_family
 from prefixbank.model_store.formats.prefix_layout import join_flat
 from prefixbank.model_store.formats.sidecar import NAME, sidecar_bytes, spell
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from prefixbank.model_store.task_prompt import TaskPrompt
 
 _TASK_TYPES = {family: name for name, family in FAMILIES.items()}
-_DEEP = ("bert", "roberta", "xlm-roberta", "electra")
-"""Architectures whose forward takes past_key_values, as PEFT's prefix tuning needs."""
-_SHALLOW = (*_DEEP, "distilbert")
+_SHALLOW = (*PREFIXED, "distilbert")
 """Architectures whose classifiers in transformers are those that we have."""
 _OUT_PROJ = {"roberta": "tanh", "xlm-roberta": "tanh", "electra": "gelu"}
 """Architectures whose text classifier in transformers is dense, this activation, out_proj."""
@@ -57,7 +55,7 @@ def _embeddings(prompt: TaskPrompt) -> Tensor:
     check = check_deep if prompt.shallow_PM is None else check_shallow
     check(prompt, "PEFT")
     architecture = prompt.backbone.architecture
-    method, known = ("prefix", _DEEP) if prompt.shallow_PM is None else ("prompt", _SHALLOW)
+    method, known = ("prefix", PREFIXED) if prompt.shallow_PM is None else ("prompt", _SHALLOW)
     if architecture not in known:
         raise NotRepresentable(f"PEFT has no {method} tuning of {architecture}; it has {', '.join(known)}")
     if carried_as(prompt.family) not in _TASK_TYPES:

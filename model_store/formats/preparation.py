@@ -38,10 +38,11 @@ def preprocessing_for(
         NotRepresentable: the user says one text for a family of two.
     """
     longest = backbone.max_tokens(position_offset)
-    if longest < (choices.max_tokens or 1):
+    wanted = choices.max_tokens or (told.max_tokens if told else 1)
+    if longest < wanted:
         raise BackboneMismatch(
             f"{position_offset} of {backbone.max_positions} positions go to the prefix; "
-            f"{longest} are left, and {choices.max_tokens or 1} are wanted"
+            f"{longest} are left, and {wanted} are wanted"
         )
     prep = told or _published(family, longest)
     return prep.model_copy(update=_chosen(family, prep, choices))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import AliasChoices, Field
 
 from prefixbank.model_store.backbones.fingerprint import canonical_name
 from prefixbank.model_store.errors import BackboneMismatch, NotRepresentable, SourceInvalid
@@ -63,7 +64,7 @@ _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 class _Config(SourceConfig):
     model_type: str = ""
-    name_or_path: str = ""
+    name_or_path: str = Field("", validation_alias=AliasChoices("_name_or_path", "name_or_path"))
     architectures: tuple[str, ...] | None = None
     id2label: dict[str, str | int] | None = None
     problem_type: str | None = None
@@ -91,7 +92,7 @@ def read(folder: Path, ref: BackboneRef, family: TaskFamily | None = None) -> Fo
     kv_L2HPD = _prefix(bag, config, ref)
     frozen = {canonical_name(name, model): tensor for name, tensor in bag.take_below(f"{model}.").items()}
     pooler = {name: frozen.pop(name) for name in list(frozen) if name.startswith("pooler.")}
-    head = _head(bag, TensorBag(pooler, folder.name), family or _family(config, bag), config, ref)
+    head = _head(bag, TensorBag(pooler, folder.name), _family(config, bag, family), config, ref)
     bag.check_empty()
     return ForeignPrompt(
         format=Format.PTUNING_V2,
@@ -128,13 +129,16 @@ def _check_model(config: _Config, bag: TensorBag, model: str) -> None:
         raise NotRepresentable(f"problem_type {config.problem_type!r}: no task family answers so")
 
 
-def _family(config: _Config, bag: TensorBag) -> TaskFamily:
+def _family(config: _Config, bag: TensorBag, said: TaskFamily | None) -> TaskFamily:
+    """What the config's architectures or the head's name tell, else what is said."""
     names = config.architectures or ()
     for suffix, family in _FAMILIES.items():
         if any(name.endswith(suffix) for name in names):
             return family
     if "qa_outputs.weight" in bag:
         return TaskFamily.QUESTION_ANSWERING
+    if said is not None:
+        return said
     raise SourceInvalid(
         f"{CONFIG} has architectures {list(names[:3])}, which tell no task family; say it with --family"
     )

@@ -91,6 +91,8 @@ class Asked(NamedTuple):
         if self.publish is not None and any(recipe.method == "full" for recipe in recipes):
             wanted = 'wanted "prompt" or "head": fine-tuning makes no artifact'
             raise TrainingError(f'--publish: found method "full", {wanted}')
+        if self.publish is not None and self.store.exists() and not self.store.is_dir():
+            raise TrainingError(f"--store: found a file at {self.store}, wanted a folder, or none yet")
         addresses = {} if self.publish is None else _addresses(self.publish, names)
         return Publication(addresses, self.store, self.promote)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
@@ -90,5 +92,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _encoded(page: str) -> bytes:
-    """UTF-8; halves of characters, which JSON may hold, become question marks."""
-    return page.encode("utf-8", "replace")
+    """UTF-8; halves of characters, which JSON may hold, become question marks, and so do controls but line ends."""
+    return _CONTROLS.sub("?", page).encode("utf-8", "replace")

@@ -273,7 +273,7 @@ class Search:
         return Standing(number, self._scores(curve, self.metric), is_running, losses)
 
     def _identity(self) -> str:
-        """Digest of the recipe, the space and the data."""
+        """Digest of the recipe, the space, the data and the backbone."""
         space = {one.name: repr((one.values, one.interval)) for one in self.space.dimensions}
         facts = json.dumps([self.prepared.identity(self.base), self.section.sampler, space], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()
@@ -288,6 +288,6 @@ class Search:
             raise TrainingError(f"{self.job.out}: found a sweep, wanted --resume to continue it or another --out")
         elif found != identity:
             raise TrainingError(
-                f"{self.job.out}: found the sweep of another recipe, another space or of other data ({found[:12]}), "
-                f"wanted {identity[:12]}"
+                f"{self.job.out}: found the sweep of another recipe, space, backbone or of other data "
+                f"({found[:12]}), wanted {identity[:12]}"
             )
