@@ -72,6 +72,7 @@ def test_a_run_publishes_and_promotes_only_when_asked(run: Run, folder: Path) ->
         (["--promote"], "found no --publish"),
         (["--publish", "nowhere"], "nowhere"),
         (["--publish", "acme/length", "--set", "method=full"], "makes no artifact"),
+        (["--publish", "acme/length", "--store", "rows.jsonl"], "found a file at rows.jsonl, wanted a folder"),
         (["--resume"], "found no checkpoint"),
         (["--set", "data.train=none.jsonl"], "none.jsonl: cannot be read"),
     ],
