@@ -133,8 +133,9 @@ def test_no_answer_targets_the_null_token(tokenizer: TextTokenizer) -> None:
         ("the film\u200b joy", "film\u200b", "film", "film"),
         ("the film joy\u0301", "film joy\u0301", "film joy", "film joy\u0301"),
         ("the \u0301 joy", "\u0301", None, None),
+        ("the \ufffd joy", "\ufffd", None, None),
     ],
-    ids=["accent", "blank behind", "blank before", "no width", "at the end", "nothing but an accent"],
+    ids=["accent", "blank behind", "blank before", "no width", "at the end", "nothing but an accent", "no character"],
 )
 def test_characters_that_no_token_holds_move_no_answer(
     context: str, answer: str, tokens: str | None, given: str | None, tokenizer: TextTokenizer

@@ -103,7 +103,7 @@ def span_targets(features: Features, answer: tuple[int, int] | None) -> NDArray[
         return np.array([NULL_TOKEN, NULL_TOKEN])
     start_token = next(t for t in inside if alignment.offsets[t][1] > first)
     end_token = next(t for t in reversed(inside) if alignment.offsets[t][0] < end)
-    return np.array([start_token, end_token])
+    return np.array([start_token, end_token] if start_token <= end_token else [NULL_TOKEN, NULL_TOKEN])
 
 
 def _may_be_dropped(character: str) -> bool:
