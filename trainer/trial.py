@@ -77,7 +77,9 @@ class State:
     stopped: str = ""
     """Why it ended before its schedule did; it is finished then, and its best epoch stands."""
     failure: str = ""
-    """Why it cannot go on; it is finished then, and nothing of it is used."""
+    """Why it cannot go on; it is finished then."""
+    pruned: bool = False
+    """It could have gone on: others have come further, or time is short."""
 
     def to_json(self) -> dict[str, Any]:
         # -inf is no JSON number, and follows from best_epoch.
@@ -230,6 +232,11 @@ class Trial:
         """End here: it cannot go on."""
         self.state.failure = reason
         self.state.finished = True
+
+    def prune(self, reason: str) -> None:
+        """End here: it is not worth going on."""
+        self.state.pruned = True
+        self.fail(f"pruned after epoch {self.state.epoch}: {reason}")
 
     def rate(self) -> float:
         """Factor on the learning rates of the next step."""

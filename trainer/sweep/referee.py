@@ -11,7 +11,6 @@ import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefixbank.trainer.sweep.pruning import expected_epochs
-from prefixbank.trainer.sweep.record import PRUNED
 from prefixbank.trainer.sweep.watch import Watch, stop_judged
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 1.05
 """What is foreseen takes that much longer."""
+NO_TIME = "no time for more"
 CLOSING_S = 3.0
 """Reports, folding and the start of the serving engine."""
 
@@ -108,8 +108,7 @@ class Referee:
 
     def _prune(self, search: Search) -> None:
         for number in search.pruner.losers(search.standings()):
-            trial = search.running[number]
-            trial.fail(f"{PRUNED} after epoch {trial.state.epoch}: others have come further")
+            search.running[number].prune("others have come further")
 
     def _fit(self, limit: TimeLimit) -> None:
         """End the worst trials until the rest fits into the time; of the last one, stop what does not."""
@@ -117,7 +116,7 @@ class Referee:
         alive = self._alive()
         while len(alive) > len({id(one.search) for one in alive}) and self._foreseen(alive) * MARGIN > left:
             worst = _worst(alive)
-            _prune_for_time(worst.trial)
+            worst.trial.prune(NO_TIME)
             alive.remove(worst)
         if sum(self._epoch_seconds(one.search, one.trial) for one in alive) * MARGIN <= left:
             return
@@ -126,7 +125,7 @@ class Referee:
             if one.trial in stopped:
                 logger.warning("trial %d: stopped after epoch %d, time is up", one.number, one.trial.state.epoch)
             elif one.search.best is not None:
-                _prune_for_time(one.trial)
+                one.trial.prune(NO_TIME)
 
     def _foreseen(self, alive: Sequence[Running]) -> float:
         """Seconds until the last of these ends: the best of each search in full, the others as they are pruned."""
@@ -202,10 +201,6 @@ class Timekeeper:
             return
         for one in stop_judged(alive):
             logger.warning("seed %d: stopped after epoch %d, time is up", one.recipe.seed, one.state.epoch)
-
-
-def _prune_for_time(trial: Trial) -> None:
-    trial.fail(f"{PRUNED} after epoch {trial.state.epoch}: no time for more")
 
 
 def epoch_tokens(search: Search) -> int:

@@ -180,7 +180,7 @@ class Search:
         del self.running[number]
         record, state = self.records[number], trial.state
         if state.failure:
-            record.state = PRUNED if state.failure.startswith(PRUNED) else FAILED
+            record.state = PRUNED if state.pruned else FAILED
             record.reason = state.failure
         else:
             record.state, record.reason = COMPLETE, state.stopped
