@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from prefixbank.model_store.backbones.backbone import Backbone
@@ -123,14 +125,6 @@ def finish(pack: Pack, trial: Trial, prepared: Prepared, out: Path, verify: Veri
         ServingMismatch: the served logits differ from the trained ones.
         TrainingError: they cannot be written; the checkpoint is still there.
     """
-    try:
-        return _finish(pack, trial, prepared, out, verify)
-    except OSError as error:
-        problem = f"{error.filename or out}: found no way to write artifact and report ({error.strerror or error})"
-        raise TrainingError(f"{problem}: --resume continues from {trial.folder or 'nothing'}") from error
-
-
-def _finish(pack: Pack, trial: Trial, prepared: Prepared, out: Path, verify: Verify | None) -> Trained:
     round_prompt(trial)
     trained = Trained({})
     for part in trial.parts:
@@ -142,10 +136,23 @@ def _finish(pack: Pack, trial: Trial, prepared: Prepared, out: Path, verify: Ver
         if trial.recipe.method != "full":
             prompt = fold(trial, part, outcome, pack.backbone)
             written["serving_check"] = verify and check_serving(prompt, part, data, outcome, pack.backbone, verify)
-            written["revision"] = _store(prompt, folder / ARTIFACT_FOLDER)
+            with _written(trial, folder):
+                written["revision"] = _store(prompt, folder / ARTIFACT_FOLDER)
             trained.prompts[part.name], trained.folders[part.name] = prompt, folder / ARTIFACT_FOLDER
-        report.write(written, folder)
+        with _written(trial, folder):
+            report.write(written, folder)
     return trained
+
+
+@contextmanager
+def _written(trial: Trial, folder: Path) -> Iterator[None]:
+    """Say of what cannot be written where that is, and how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{error.filename or folder}: found no way to write artifact and report ({error.strerror or error})"
+        remedy = "" if trial.folder is None else f": {trial.folder} holds the run, --resume continues"
+        raise TrainingError(f"{problem}{remedy}") from error
 
 
 def _report(pack: Pack, trial: Trial, part: Part, data: PreparedPart, outcome: Outcome) -> dict[str, Any]:

@@ -167,14 +167,14 @@ def word_tags(
     A word without a token carries on the span that goes on behind it, as entities do in answers; else it is outside.
     """
     alignment, scores_TC = alignment_of(features), softmax(logits_TC)
+    best_T, score_T = scores_TC.argmax(-1).tolist(), scores_TC.max(-1).tolist()
     tags, scores = [OUTSIDE] * alignment.num_words, [0.0] * alignment.num_words
     before = 0
     for t in alignment.first_tokens:
         word = alignment.word_ids[t]
         assert word is not None
-        best = int(logits_TC[t].argmax())
-        tags[word], scores[word] = labels[best], float(scores_TC[t, best])
-        if labels[best].startswith("I-") and tags[before][2:] == labels[best][2:]:
+        tags[word], scores[word] = labels[best_T[t]], score_T[t]
+        if tags[word].startswith("I-") and tags[before][2:] == tags[word][2:]:
             for between in range(before + 1, word):
                 tags[between], scores[between] = tags[word], scores[word]
         before = word

@@ -13,7 +13,7 @@ from prefixbank.model_store.errors import InvalidData
 from prefixbank.model_store.task_prompt import TaskFamily
 from prefixbank.model_store.tasks.multiple_choice import CONNECTORS
 from prefixbank.trainer.defaults.names import IDS, LABELS, PAIRS, PREMISES, SINGLES, TAGS, WEAK_LABELS, WORDS
-from prefixbank.trainer.defaults.sniff import MOST_BAD, TAG, Columns, Props, Questions, Table, sniff
+from prefixbank.trainer.defaults.sniff import TAG, Columns, Props, Questions, Table, is_most, sniff
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,12 +132,16 @@ def _columns(found: Columns, path: Path) -> dict[str, Any]:
 
 
 def _scheme(tags: Sequence[Any], path: Path, where: str) -> str:
-    good = [tag for tag in tags if isinstance(tag, str) and TAG.fullmatch(tag)]
-    if len(good) >= (1 - MOST_BAD) * len(tags):
+    good = [tag for tag in tags if _is_tag(tag)]
+    if is_most(len(good), tags):
         marks = {tag[0] for tag in good}
         return "bilou" if marks & {"L", "U"} else "iobes" if marks & {"E", "S"} else "iob2"
-    odd = next(tag for tag in tags if tag not in good)
+    odd = next(tag for tag in tags if not _is_tag(tag))
     raise InvalidData(f"{path}: found {odd!r} in {where}, wanted tags such as B-PER, I-PER and O")
+
+
+def _is_tag(found: object) -> bool:
+    return isinstance(found, str) and TAG.fullmatch(found) is not None
 
 
 def _label_column(table: Table, columns: Sequence[str]) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefixbank.model_store.errors import InvalidData
 from prefixbank.trainer.defaults.names import HEADER
 from prefixbank.trainer.readers.columns import MARKS, Block, blocks_of
+from prefixbank.trainer.readers.faults import TOLERANT
 from prefixbank.trainer.readers.files import json_of, lines_of
 from prefixbank.trainer.readers.propositions import LAYOUTS
 from prefixbank.trainer.readers.tables import Row, table_rows
@@ -28,8 +29,6 @@ _BRACKETS = re.compile(r"(\([^()*]+)?\*\)?", re.ASCII)
 TAG = re.compile(r"O|[BIESLU]-\S+", re.ASCII)
 PREDICATES = {"propbank": 8, "conll2012": 11}
 """The first column of predicates in each layout of props."""
-MOST_BAD = 0.01
-"""Share of rows that may be unlike the others, as in reading: they are left out there."""
 FEWEST_BLANK = 500
 """Lines of sentences have an empty one at least so often; tables may end with one."""
 FOREIGN = (".parquet", ".xlsx", ".xls", ".arrow", ".zip", ".gz")
@@ -49,7 +48,7 @@ class Table(NamedTuple):
     def columns(self) -> list[str]:
         """Names of fields that rows have, in order."""
         names = Counter(name for row in self.rows for name in row.fields)
-        return [name for name, count in names.items() if _is_most(count, self.rows)]
+        return [name for name, count in names.items() if is_most(count, self.rows)]
 
     def values(self, name: str) -> list[Any]:
         """Of those rows that have the field."""
@@ -57,7 +56,7 @@ class Table(NamedTuple):
 
     def holds(self, name: str, kind: type | UnionType) -> bool:
         """Whether a column has values of some type."""
-        return _is_most(sum(isinstance(value, kind) for value in self.values(name)), self.rows)
+        return is_most(sum(isinstance(value, kind) for value in self.values(name)), self.rows)
 
     @property
     def odd(self) -> str:
@@ -134,7 +133,7 @@ def _columns(path: Path) -> Found:
     blocks = [block for block in islice(blocks_of(path), SAMPLE) if isinstance(block, Block)]
     for name, column in PREDICATES.items():
         wide = [block for block in blocks if len(block.rows[0].cells) > column + LAYOUTS[name].num_after]
-        if wide and _is_most(sum(_is_predicate(block, column) for block in wide), wide):
+        if wide and is_most(sum(_is_predicate(block, column) for block in wide), wide):
             return Props(name)
     return Columns(blocks)
 
@@ -150,7 +149,7 @@ def _has_sentences(lines: list[str]) -> bool:
     if not cells or blank <= len(lines) / FEWEST_BLANK:
         return False
     has_header = bool(HEADER & set(cells[0])) and not TAG.fullmatch(cells[0][-1])
-    return not has_header and _is_most(sum(len(one) >= 2 for one in cells), cells)
+    return not has_header and is_most(sum(len(one) >= 2 for one in cells), cells)
 
 
 def _table(path: Path, form: str, names: Sequence[str] = ()) -> Table:
@@ -160,5 +159,6 @@ def _table(path: Path, form: str, names: Sequence[str] = ()) -> Table:
     return Table(form, rows)
 
 
-def _is_most(count: int, rows: Sequence[object]) -> bool:
-    return count >= (1 - MOST_BAD) * len(rows)
+def is_most(count: int, rows: Sequence[object]) -> bool:
+    """Whether no more rows are unlike `count` of them than reading leaves out."""
+    return count >= (1 - TOLERANT.share) * len(rows)
