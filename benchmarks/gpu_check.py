@@ -1,6 +1,6 @@
 """All checks that need a GPU, then the benchmarks, in one command and under eight minutes: `make gpu-check`.
 
-    python -m benchmarks.gpu_check [--output FOLDER] [--tests EXPRESSION] [--rehearse]
+    python -m benchmarks.gpu_check [--output FOLDER] [--tests EXPRESSION] [--seconds 460] [--rehearse]
 
 Checks: every configuration compiles for this GPU as lean as declared; the tests of `tests/gpu` and those kernel tests
 that follow the device; compute-sanitizer's memcheck and racecheck where the tool can be believed. Only when none is
@@ -54,6 +54,8 @@ KERNEL_S = 150.0
 TARGETS = (80, 90, 100)
 DEVICE_TESTS = ("tests/gpu", "tests/test_kernels_heads_triton.py")
 """Tests that put their tensors on the GPU where there is one."""
+RUN_TESTS = tuple(f"tests/test_{name}.py" for name in ("engine", "trainer", "trainer_pack", "trainer_families"))
+"""Such tests of the engine and of training, which need pydantic."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def check_compilation(setting: Setting) -> Outcome:
 
 def check_numbers(setting: Setting) -> Outcome:
     """The tests that run on the device: numbers, bits, graphs, waits, compilations, operators."""
-    command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", *DEVICE_TESTS)
+    files = (*DEVICE_TESTS, *(RUN_TESTS if importlib.util.find_spec("pydantic") and not setting.rehearsed else ()))
+    command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", *files)
     command += ["-k", setting.tests] if setting.tests else []
     if importlib.util.find_spec("xdist") and not setting.rehearsed:
         command += ["-n", str(max(1, min(12, setting.cores - 2)))]
@@ -204,6 +207,7 @@ def run(setting: Setting) -> Report:
 def main(
     output: Annotated[Path | None, typer.Option(help="folder of results; a rehearsal writes only if asked")] = None,
     tests: Annotated[str, typer.Option(help="which tests on the device, as for pytest's -k")] = "",
+    seconds: Annotated[float, typer.Option(help="what all of it may take")] = TOTAL_S,
     rehearsed: Annotated[bool, typer.Option("--rehearse", help="on a CPU, interpreted, small, without speeds")] = False,
 ) -> None:
     """Check the kernels on this GPU, then measure them."""
@@ -212,7 +216,7 @@ def main(
         raise SystemExit(NO_DEVICE)
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
-        ends = time.monotonic() + (3 if rehearsed else 1) * TOTAL_S
+        ends = time.monotonic() + (3 if rehearsed else 1) * seconds
         report = run(Setting(rehearsed, tests, Path(scratch), ends, cores))
     typer.echo(report.markdown())
     folder = output or (None if rehearsed else ROOT / "benchmarks" / "results")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
-from benchmarks.environment import commit, hardware
+from benchmarks.environment import commit, device_name
 from benchmarks.methods_settings import FAMILY_OF_TASKS, METHODS, QUICK, TASKS, settings_of
 from prefixbank.cli_train import served_logits
 from prefixbank.trainer.build import build_trial
@@ -73,20 +73,24 @@ class Run:
     revision: int = 1
 
 
-def measure(task: str, method: str, seeds: Sequence[int], settings: Sequence[str], folder: Path) -> Iterator[Run]:
+def measure(
+    task: str, method: str, seeds: Sequence[int], settings: Sequence[str], folder: Path, device: torch.device
+) -> Iterator[Run]:
     """Yield the run of each seed as it ends; a prompt passes the serving check or all stops: scores can be served."""
     path = RECIPES / f"{task}.toml"
     changes = {seed: [*settings, f"seed={seed}"] for seed in seeds}
     if method == "multitask":
-        for seed, start in _shared(task, seeds, settings, folder).items():
+        for seed, start in _shared(task, seeds, settings, folder, device).items():
             changes[seed] += ['prompt.init="stored"', f'prompt.start="{start}"']
     recipes = {seed: load(path, found) for seed, found in changes.items()}
     digest = _digest(task, method, settings)
-    for seed, trained in _train(recipes, lambda seed: folder / f"{task}-{method}-{seed}"):
-        yield _run(task, method, seed, settings, digest, trained.report)
+    for seed, trained in _train(recipes, lambda seed: folder / f"{task}-{method}-{seed}", device):
+        yield _run(task, method, seed, settings, digest, trained.report, device_name(device))
 
 
-def _run(task: str, method: str, seed: int, settings: Sequence[str], digest: str, report: dict[str, Any]) -> Run:
+def _run(
+    task: str, method: str, seed: int, settings: Sequence[str], digest: str, report: dict[str, Any], device: str
+) -> Run:
     metric, split = report["selection"]["metric"], report["reported_split"]
     return Run(
         task,
@@ -104,19 +108,21 @@ def _run(task: str, method: str, seed: int, settings: Sequence[str], digest: str
         report["train_tokens_per_second"],
         torch.get_num_threads(),
         commit(),
-        hardware(),
+        device,
         REVISION,
     )
 
 
-def _train(recipes: dict[int, Recipe], out: Callable[[int], Path]) -> Iterator[tuple[int, Trained]]:
+def _train(
+    recipes: dict[int, Recipe], out: Callable[[int], Path], device: torch.device
+) -> Iterator[tuple[int, Trained]]:
     """Seeds packed through one backbone, as they end; a fine-tuned backbone is a seed's own."""
     first = next(iter(recipes.values()))
     if first.method == "full":
         for seed, recipe in recipes.items():
-            yield seed, train(recipe, out(seed), root=RECIPES)
+            yield seed, train(recipe, out(seed), root=RECIPES, device=device)
         return
-    backbone = backbone_for(first, torch.device("cpu"))
+    backbone = backbone_for(first, device)
     prepared = {seed: prepare(recipe, RECIPES, backbone) for seed, recipe in recipes.items()}
     trials = [
         build_trial(recipe, backbone, prepared[seed], root=RECIPES, folder=None, display=LogDisplay())
@@ -130,7 +136,9 @@ def _train(recipes: dict[int, Recipe], out: Callable[[int], Path]) -> Iterator[t
         yield seed, finish(pack, trial, prepared[seed], out(seed), served_logits)
 
 
-def _shared(task: str, seeds: Sequence[int], settings: Sequence[str], folder: Path) -> dict[int, Path]:
+def _shared(
+    task: str, seeds: Sequence[int], settings: Sequence[str], folder: Path, device: torch.device
+) -> dict[int, Path]:
     """The artifacts of prompts that were trained on the whole family of data sets first, once for all of them."""
     name = FAMILY_OF_TASKS[task]
     common = _common(settings)
@@ -138,7 +146,7 @@ def _shared(task: str, seeds: Sequence[int], settings: Sequence[str], folder: Pa
     missing = [seed for seed in seeds if not artifacts[seed].exists()]
     if missing:
         recipes = {seed: load(RECIPES / f"{name}.toml", [*common, f"seed={seed}"]) for seed in missing}
-        list(_train(recipes, lambda seed: folder / f"{name}-{seed}"))
+        list(_train(recipes, lambda seed: folder / f"{name}-{seed}", device))
     return {seed: path.resolve() for seed, path in artifacts.items()}
 
 
@@ -208,6 +216,7 @@ def main(
     runs: Annotated[
         Path | None, typer.Option(help="a folder for artifacts and reports; else they are not kept")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
     threads: Annotated[int, typer.Option(help="of torch; 1 where another benchmark has the other core")] = 1,
     show: Annotated[bool, typer.Option("--show", help="only print what is kept")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="a few rows, one epoch: only whether it runs")] = False,
@@ -224,7 +233,9 @@ def main(
             done = set() if quick else _seeds_done(kept(keep), task, method, settings)
             missing = [seed for seed in every_seed if seed not in done]
             changes = [*settings, *(QUICK if quick else ())]
-            for run in measure(task, method, missing, changes, runs or Path(temporary)) if missing else ():
+            folder = runs or Path(temporary)
+            found = measure(task, method, missing, changes, folder, torch.device(device))
+            for run in found if missing else ():
                 with keep.open("a") as file:
                     file.write(json.dumps(asdict(run)) + "\n")
                 spent = f"{run.train_seconds:.0f} s"

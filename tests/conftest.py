@@ -13,6 +13,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by triton when it is imported; children inherit it
 
 ROOT = Path(__file__).resolve().parent.parent
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where tests that follow the device put their tensors; `benchmarks.gpu_check` names them."""
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from prefixbank.kernels.plan import LayerPrefix
 from prefixbank.model_store.backbones.lm_head import LmHead
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.backbones.packing import PackRow
+from tests.conftest import DEVICE
 
 if TYPE_CHECKING:
     from prefixbank.model_store.backbones.backbone import Backbone
@@ -22,14 +23,14 @@ SLOT_START, SLOT_LENGTH = (0, 0, 16, 32), (0, 5, 16, 64)
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return load_backbone("minilm", dtype=request.param)
+    return load_backbone("minilm", dtype=request.param, device=DEVICE)
 
 
 def prefixes_of(backbone: Backbone) -> list[LayerPrefix]:
     random = torch.Generator().manual_seed(0)
     shape = (backbone.ref.num_heads, 96, backbone.ref.head_dim)
-    k_HND, v_HND = (torch.randn(shape, generator=random).to(backbone.dtype) for _ in range(2))
-    tables = (torch.tensor(table, dtype=torch.int32) for table in (SLOT_START, SLOT_LENGTH))
+    k_HND, v_HND = (torch.randn(shape, generator=random).to(DEVICE, backbone.dtype) for _ in range(2))
+    tables = (torch.tensor(table, dtype=torch.int32, device=DEVICE) for table in (SLOT_START, SLOT_LENGTH))
     return [LayerPrefix(k_HND, v_HND, *tables)] * backbone.ref.num_layers
 
 
@@ -46,7 +47,7 @@ def random_rows(count: int) -> list[PackRow]:
 def vectors_of(backbone: Backbone, rows: list[PackRow]) -> list[torch.Tensor]:
     """What stands at each row's virtual tokens."""
     random = torch.Generator().manual_seed(3)
-    return [torch.randn(row.num_virtual, backbone.ref.width, generator=random) for row in rows]
+    return [torch.randn(row.num_virtual, backbone.ref.width, generator=random).to(DEVICE) for row in rows]
 
 
 @torch.inference_mode()
@@ -70,7 +71,9 @@ def test_a_row_without_virtual_tokens_has_the_bits_it_has_where_nobody_has_any(b
 
 @torch.inference_mode()
 def test_a_pooled_row_has_the_same_bits_alone_and_among_any_others(backbone: Backbone) -> None:
-    first_RM = torch.randn(20, backbone.ref.width, generator=torch.Generator().manual_seed(2)).to(backbone.dtype)
+    first_RM = torch.randn(20, backbone.ref.width, generator=torch.Generator().manual_seed(2)).to(
+        DEVICE, backbone.dtype
+    )
     alone_RM = torch.cat([backbone.pooled(first_RM[r : r + 1]) for r in range(len(first_RM))])
     assert torch.equal(backbone.pooled(first_RM), alone_RM)
 
@@ -79,7 +82,7 @@ def test_a_pooled_row_has_the_same_bits_alone_and_among_any_others(backbone: Bac
 def test_a_state_before_the_vocabulary_has_the_same_bits_alone_and_among_any_others(backbone: Backbone) -> None:
     width = backbone.ref.width
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)).to(backbone.dtype)
+    module = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)).to(DEVICE, backbone.dtype)
     head = LmHead(module, backbone.word_embedding_VM, None, "")
-    x_KM = torch.randn(40, width).to(backbone.dtype)
+    x_KM = torch.randn(40, width).to(DEVICE, backbone.dtype)
     assert torch.equal(head.transform(x_KM), torch.cat([head.transform(x_KM[k : k + 1]) for k in range(len(x_KM))]))

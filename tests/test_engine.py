@@ -20,6 +20,7 @@ from prefixbank.serving.engine import BatchReport, Engine
 from prefixbank.serving.loaded_prompt import LoadedPrompt, prepare
 from prefixbank.serving.prompt_pool import PromptPool
 from prefixbank.serving.scheduler import Entry, Scheduler
+from tests.conftest import DEVICE
 from tests.serving_cases import random_prompt
 from tests.tiny import tiny_backbone_folder
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("tiny"), "bert")))
+    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("tiny"), "bert")), device=DEVICE)
 
 
 class Bench:
@@ -234,7 +235,7 @@ def test_a_forgotten_revision_leaves_the_pool_when_the_engine_is_idle(bench: Ben
 
 def test_answers_in_bf16_stay_near_those_in_fp32(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> None:
     folder = tiny_backbone_folder(tmp_path_factory.mktemp("tiny"), "bert")
-    half = Bench(load_backbone(str(folder), dtype=torch.bfloat16))
+    half = Bench(load_backbone(str(folder), dtype=torch.bfloat16, device=DEVICE))
     full = Bench(backbone)
     for bench in (half, full):
         bench.engine.start()

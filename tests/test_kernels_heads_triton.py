@@ -10,6 +10,7 @@ import torch
 from prefixbank.kernels.attention import Route
 from prefixbank.kernels.head_plan import TILE_VECTORS, HeadPlan, HeadRow
 from prefixbank.kernels.plan import Capacity
+from tests.conftest import DEVICE
 from tests.head_cases import EDGES, HeadCase, assert_gradients, assert_logits, make_heads, plan_of
 from tests.kernel_cases import poisoned_memory as poisoned_memory
 from tests.test_kernels_compile import run_compiler
@@ -18,7 +19,6 @@ pytest.importorskip("triton")
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 SMALL = [HeadRow(0, *row) for row in ((1, 5, 3), (40, 0, 17), (1, 30, 0), (3, 30, 2), (1, 5, 3), (2, 5, 3))]
 OTHER = [HeadRow(0, *row) for row in ((33, 1, 16), (1, 0, 17), (1, 29, 3), (0, 3, 3))]

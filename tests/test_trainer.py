@@ -32,6 +32,7 @@ from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import Recipe, parse
 from prefixbank.trainer.run import Trained, train
+from tests.conftest import DEVICE
 from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ WORDS = ["film", "quiet", "joy", "dull", "plot", "table", "seven", "lights", "ki
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")))
+    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +341,7 @@ def test_full_fine_tuning_makes_a_report_only_and_leaves_the_backbone_alone(
 
 
 def test_a_backbone_without_pooler_gets_one_in_the_head(root: Path, tmp_path: Path) -> None:
-    roberta = load_backbone(str(tiny_backbone_folder(tmp_path, "roberta")))
+    roberta = load_backbone(str(tiny_backbone_folder(tmp_path, "roberta")), device=DEVICE)
     prompt = prompt_of(run(recipe_of(), root, tmp_path / "out", roberta))
     assert prompt.head.spec.pooler == Pooler.OWN
     assert prompt.head.pooler_weight_MM is not None
@@ -350,7 +351,7 @@ def test_a_backbone_without_pooler_gets_one_in_the_head(root: Path, tmp_path: Pa
 
 def test_bfloat16_trains_float32_prompts(root: Path, tmp_path: Path) -> None:
     folder = str(tiny_backbone_folder(tmp_path, "bert"))
-    halved = load_backbone(folder, dtype=torch.bfloat16)
+    halved = load_backbone(folder, dtype=torch.bfloat16, device=DEVICE)
     recipe = recipe_of(dtype="bfloat16", prompt={"dtype": "float32"})
     assert prompt_of(run(recipe, root, tmp_path / "out", halved)).kv_N2HPD.dtype == torch.float32
 

@@ -14,6 +14,7 @@ from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import InvalidRecipe
 from prefixbank.trainer.recipe import parse
 from prefixbank.trainer.run import Trained, train
+from tests.conftest import DEVICE
 from tests.tiny import tiny_lm_folder
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_lm_folder(tmp_path_factory.mktemp("backbones"), "bert")))
+    return load_backbone(str(tiny_lm_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import Recipe, parse
 from prefixbank.trainer.states import Room
+from tests.conftest import DEVICE
 from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")))
+    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(scope="module")

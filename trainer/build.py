@@ -140,12 +140,12 @@ def _head(recipe: Recipe, backbone: Backbone, prepared: Prepared, name: str) -> 
 
 def _prompt(recipe: Recipe, material: Material) -> DeepPrompt | ShallowPrompt | None:
     if recipe.method == "shallow":
-        return ShallowPrompt(shallow_start(recipe.prompt, material))
+        return ShallowPrompt(shallow_start(recipe.prompt, material).to(material.backbone.device))
     if recipe.method != "prompt":
         return None
     section, ref, device = recipe.prompt, material.backbone.ref, material.backbone.device
     layers = section.resolve(ref.num_layers)
-    start_N2HPD = deep_start(section, layers, material)
+    start_N2HPD = deep_start(section, layers, material).to(device)
     if section.parameterisation == "embedding":
         return DeepPrompt(start_N2HPD, layers)
     outputs = 2 * len(layers) * ref.num_heads * ref.head_dim

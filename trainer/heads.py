@@ -53,7 +53,7 @@ class LinearHead(nn.Module):
 
     def fold(self) -> Head:
         """The head as an artifact stores it."""
-        copies = {name: tensor.detach().clone() for name, tensor in self.named_parameters()}
+        copies = {name: _copied(tensor) for name, tensor in self.named_parameters()}
         return Head(
             HeadSpec(pooler=self.kind, activation=None if self.pooler is None else "tanh"),
             copies["classifier.weight"],
@@ -112,7 +112,7 @@ class WordHead(nn.Module):
         """The head as an artifact stores it."""
         pooler = Pooler.NONE if self.lm_digest is None else Pooler.LM
         spec = HeadSpec(pooler=pooler, lm_digest=self.lm_digest)
-        return Head(spec, self.weight_CM.detach().clone(), self.bias_C.detach().clone())
+        return Head(spec, _copied(self.weight_CM), _copied(self.bias_C))
 
     def begin_from(self, head: Head) -> None:
         """A frozen head begins where it ends."""
@@ -123,3 +123,8 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     nn.init.normal_(linear.weight, std=HEAD_STD)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """In host memory, as a task prompt's tensors are."""
+    return tensor.detach().to("cpu", copy=True)

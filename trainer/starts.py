@@ -47,7 +47,7 @@ class Material(NamedTuple):
 
 
 def deep_start(section: PromptSection, layers: tuple[int, ...], material: Material) -> Tensor:
-    """Keys and values [N, 2, H, P, D] to begin from.
+    """Keys and values [N, 2, H, P, D] to begin from, on the host or the backbone's device.
 
     Raises:
         TrainingError: the stored prompt does not fit.
@@ -57,7 +57,7 @@ def deep_start(section: PromptSection, layers: tuple[int, ...], material: Materi
     if section.init == "stored":
         return _stored_deep(_stored(material), section, layers)
     if section.init == "normal":
-        return (torch.randn(shape, generator=generator) * STD).to(material.backbone.device)
+        return torch.randn(shape, generator=generator) * STD
     kv_N2HTD = material.backbone.key_values(_text(section, material, generator))[list(layers)]
     if section.init != "random":
         return kv_N2HTD[:, :, :, _chosen(section, kv_N2HTD.shape[3], generator).to(kv_N2HTD.device)]
@@ -67,7 +67,7 @@ def deep_start(section: PromptSection, layers: tuple[int, ...], material: Materi
 
 
 def shallow_start(section: PromptSection, material: Material) -> Tensor:
-    """Vectors [P, M] to begin from.
+    """Vectors [P, M] to begin from, on the host or the backbone's device.
 
     Raises:
         TrainingError: the stored prompt does not fit.
@@ -77,7 +77,7 @@ def shallow_start(section: PromptSection, material: Material) -> Tensor:
     if section.init == "stored":
         return _stored_shallow(_stored(material), section)
     if section.init == "normal":
-        return (torch.randn(shape, generator=generator) * STD).to(backbone.device)
+        return torch.randn(shape, generator=generator) * STD
     token_ids_T = _text(section, material, generator).token_ids_T
     embedded_TM = backbone.word_embedding_VM[token_ids_T].float()
     if section.init != "random":
