@@ -103,7 +103,8 @@ def check_compilation(setting: Setting) -> Outcome:
 def check_numbers(setting: Setting) -> Outcome:
     """The tests that run on the device: numbers, bits, graphs, waits, compilations, operators."""
     files = (*DEVICE_TESTS, *(RUN_TESTS if importlib.util.find_spec("pydantic") and not setting.rehearsed else ()))
-    command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", *files)
+    options = ("-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "filterwarnings=default")
+    command = python("-m", "pytest", *options, *files)
     command += ["-k", setting.tests] if setting.tests else []
     if importlib.util.find_spec("xdist") and not setting.rehearsed:
         command += ["-n", str(max(1, min(12, setting.cores - 2)))]

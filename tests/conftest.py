@@ -1,6 +1,8 @@
 """Fixtures that every test file may use."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data sets beside the checkout (looked for {folder.name}/ in {folder.parent.name}/)")
     return folder
+
+
+if DEVICE == "cuda":
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+        """End the process after a test that broke the device: every later test would fail in its place.
+
+        xdist then names the test, and goes on in another process.
+        """
+        found = yield
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"{item.nodeid} broke the device: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            os._exit(70)
+        return found

@@ -18,8 +18,9 @@ import triton.language as tl
 
 from prefixbank.kernels.gpu.configuration import EVERY_TARGET, Configuration, pointer
 from prefixbank.kernels.gpu.tile import (
+    FULL,
     PRECISION,
-    find_tile,
+    find_tile_if_any,
     is_visible,
     load_keys,
     load_rows,
@@ -70,7 +71,7 @@ def forward(
     part_out = out if splits == 1 else q.new_empty((splits, tokens, heads, dim), dtype=torch.float32)
     part_lse = lse if splits == 1 else q.new_empty((splits, tokens, heads), dtype=torch.float32)
     launch = launch or forward_launch(tiling.block_m, padded_head_dim(dim), q.dtype)
-    parts = len(operands.tile_Y2) * (tiling.block_m // launch.block_m)
+    parts = len(operands.tile_Y2) * (tiling.block_m // launch.block_m) if operands.slot_R.numel() else 0
     quantised = operands.slot_scale_S2H is not None
     attend[(heads * (parts + 1), splits)](
         q, k, v, pool_k, pool_v, part_out, part_lse,
@@ -119,19 +120,17 @@ def attend(
             begin = tl.load(row_start + rows)
             zero_tail(out, lse, begin, tokens, heads * D, heads, offs_d, D, BLOCK_M, WITH_LSE)
         return
-    if y >= tl.load(num_tiles) * SUB:
-        return
-    row, first, begin, length = find_tile(tile, row_start, y, SUB, BLOCK_M)
+    row, first, begin, length = find_tile_if_any(tile, num_tiles, row_start, y, SUB, BLOCK_M)
+    slot = tl.load(slot_of_row + row)
+    context = tl.load(context_of_row + row)
+    prefix = tl.load(slot_length + slot)
+    start = tl.load(slot_start + slot).to(tl.int64)
     if first >= length:
         return
-    slot = tl.load(slot_of_row + row)
-    prefix = tl.load(slot_length + slot)
-    context = tl.load(context_of_row + row)
     low, high = own_range(first, length, context, window, BLOCK_M, MODE, WINDOWED)
     num_keys = prefix + high - low
 
     # Key number n lies at lent + n while n < prefix, and at own + n after that.
-    start = tl.load(slot_start + slot).to(tl.int64)
     lent_k = pool_k + head.to(tl.int64) * pool_k_head + start * pool_k_token
     lent_v = pool_v + head.to(tl.int64) * pool_v_head + start * pool_v_token
     own_k = k + head * k_head + (begin + low - prefix) * k_token
@@ -152,13 +151,16 @@ def attend(
     n_end = tl.minimum(num_keys, n_begin + steps * BLOCK_N)
     n_plain = unmasked_keys(prefix, first, high, context, MODE, WINDOWED) // BLOCK_N * BLOCK_N
     n_plain = tl.maximum(n_begin, tl.minimum(n_plain, n_end // BLOCK_N * BLOCK_N))
+    if MODE == FULL and not WINDOWED:
+        # A last step that is not full would wait for its own loads: then all are masked, in one pipeline.
+        n_plain = tl.where(n_plain < n_end, n_begin, n_plain)
     for masked in tl.static_range(2):
         for n in tl.range(
             n_plain if masked else n_begin,
             n_end if masked else n_plain,
             BLOCK_N,
-            # Without a window the masked steps are one or two: nothing to pipeline, and buffers cost registers.
-            num_stages=1 if masked > WINDOWED else None,
+            # With a mask of its own a tile has one or two masked steps: nothing to pipeline.
+            num_stages=1 if masked and MODE != FULL and not WINDOWED else None,
         ):
             key = n + tl.arange(0, BLOCK_N)
             of_prefix = key < prefix

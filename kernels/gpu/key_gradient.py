@@ -24,7 +24,7 @@ from prefixbank.kernels.gpu.gradient_tiling import (
     key_gradient_launch,
 )
 from prefixbank.kernels.gpu.softmax_gradient import LOG2_E
-from prefixbank.kernels.gpu.tile import CAUSAL, FULL, PRECISION, PREFIX_LM, find_tile, is_visible, load_rows
+from prefixbank.kernels.gpu.tile import CAUSAL, FULL, PRECISION, PREFIX_LM, find_tile_if_any, is_visible, load_rows
 from prefixbank.kernels.gpu.tiling import INDICES, interpreting, padded_head_dim
 
 if TYPE_CHECKING:
@@ -39,10 +39,12 @@ if TYPE_CHECKING:
 def differentiate_keys(saved: Saved, own: OwnGradients) -> None:
     """Write the gradients of the own keys and values of all rows, those of them that are needed."""
     operands, view = saved.operands, saved.view
+    if not len(operands.tile_Y2):
+        return
     tokens, heads, dim = saved.q_THD.shape
     launch = key_gradient_launch(saved.tiling.block_m, padded_head_dim(dim), saved.q_THD.dtype)
     sub = saved.tiling.block_m // launch.block_m
-    key_gradient[(heads * max(1, len(operands.tile_Y2) * sub),)](
+    key_gradient[(heads * len(operands.tile_Y2) * sub,)](
         saved.q_THD, saved.k_THD, saved.v_THD, saved.d_out_THD, saved.statistics_2HT, own.k_THD, own.v_THD,
         operands.row_start_R1, operands.context_R, operands.tile_Y2, operands.num_tiles_1,
         view.scale, view.window, heads, tokens, *saved.query_strides, *saved.key_strides,
@@ -63,12 +65,10 @@ def key_gradient(
 ):  # fmt: skip
     head = tl.program_id(0) % heads
     y = tl.program_id(0) // heads
-    if y >= tl.load(num_tiles) * SUB:
-        return
-    row, first, begin, length = find_tile(tile, row_start, y, SUB, BLOCK_M)
+    row, first, begin, length = find_tile_if_any(tile, num_tiles, row_start, y, SUB, BLOCK_M)
+    context = tl.load(context_of_row + row)
     if first >= length:
         return
-    context = tl.load(context_of_row + row)
     low, high = query_range(first, length, context, window, BLOCK_M, MODE, WINDOWED)
 
     offs_d = tl.arange(0, BLOCK_D)

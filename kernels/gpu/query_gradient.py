@@ -26,7 +26,15 @@ from prefixbank.kernels.gpu.gradient_tiling import (
     query_gradient_launch,
 )
 from prefixbank.kernels.gpu.softmax_gradient import LOG2_E
-from prefixbank.kernels.gpu.tile import PRECISION, find_tile, is_visible, load_keys, load_rows, own_range, unmasked_keys
+from prefixbank.kernels.gpu.tile import (
+    PRECISION,
+    find_tile_if_any,
+    is_visible,
+    load_keys,
+    load_rows,
+    own_range,
+    unmasked_keys,
+)
 from prefixbank.kernels.gpu.tiling import INDICES, interpreting, padded_head_dim
 from prefixbank.kernels.operands import QUANTISED
 
@@ -39,12 +47,14 @@ if TYPE_CHECKING:
 def differentiate_queries(saved: Saved, d_q_THD: torch.Tensor) -> None:
     """Write the gradient of the queries of all rows."""
     operands, view = saved.operands, saved.view
+    if not len(operands.tile_Y2):
+        return
     tokens, heads, dim = saved.q_THD.shape
     launch = query_gradient_launch(saved.tiling.block_m, padded_head_dim(dim), saved.q_THD.dtype)
     sub = saved.tiling.block_m // launch.block_m
     pool_k, pool_v = dense(operands.pool_k_HND), dense(operands.pool_v_HND)
     quantised = operands.slot_scale_S2H is not None
-    query_gradient[(heads * max(1, len(operands.tile_Y2) * sub),)](
+    query_gradient[(heads * len(operands.tile_Y2) * sub,)](
         saved.q_THD, saved.k_THD, saved.v_THD, pool_k, pool_v, saved.d_out_THD, saved.statistics_2HT, d_q_THD,
         operands.slot_start_S, operands.slot_length_S, operands.slot_scale_S2H if quantised else operands.slot_start_S,
         operands.row_start_R1, operands.slot_R, operands.context_R, operands.tile_Y2, operands.num_tiles_1,
@@ -68,19 +78,17 @@ def query_gradient(
 ):  # fmt: skip
     head = tl.program_id(0) % heads
     y = tl.program_id(0) // heads
-    if y >= tl.load(num_tiles) * SUB:
-        return
-    row, first, begin, length = find_tile(tile, row_start, y, SUB, BLOCK_M)
+    row, first, begin, length = find_tile_if_any(tile, num_tiles, row_start, y, SUB, BLOCK_M)
+    slot = tl.load(slot_of_row + row)
+    context = tl.load(context_of_row + row)
+    prefix = tl.load(slot_length + slot)
+    start = tl.load(slot_start + slot).to(tl.int64)
     if first >= length:
         return
-    slot = tl.load(slot_of_row + row)
-    prefix = tl.load(slot_length + slot)
-    context = tl.load(context_of_row + row)
     low, high = own_range(first, length, context, window, BLOCK_M, MODE, WINDOWED)
     num_keys = prefix + high - low
 
     # Key number n lies at lent + n while n < prefix, and at own + n after that.
-    start = tl.load(slot_start + slot).to(tl.int64)
     lent_k = pool_k + head.to(tl.int64) * pool_k_head + start * pool_k_token
     lent_v = pool_v + head.to(tl.int64) * pool_v_head + start * pool_v_token
     own_k = k + head * k_head + (begin + low - prefix) * k_token

@@ -15,6 +15,8 @@ import triton.language as tl
 FULL: tl.constexpr = tl.constexpr(0)
 CAUSAL: tl.constexpr = tl.constexpr(1)
 PREFIX_LM: tl.constexpr = tl.constexpr(2)
+NOWHERE: tl.constexpr = tl.constexpr(2**30)
+"""A token that no row has."""
 PRECISION: tl.constexpr = tl.constexpr("tf32x3")
 """Of products of fp32: three tensor-core passes, an error like that of fp32 itself. "ieee" spills kilobytes."""
 
@@ -24,6 +26,21 @@ def find_tile(tile, row_start, y, SUB: tl.constexpr, BLOCK_M: tl.constexpr):
     """Row, first query, first token and length of the row of part y of the tile map; each tile has SUB parts."""
     row = tl.load(tile + (y // SUB) * 2)
     first = tl.load(tile + (y // SUB) * 2 + 1) + (y % SUB) * BLOCK_M
+    begin = tl.load(row_start + row)
+    length = tl.load(row_start + row + 1) - begin
+    return row, first, begin.to(tl.int64), length
+
+
+@triton.jit
+def find_tile_if_any(tile, num_tiles, row_start, y, SUB: tl.constexpr, BLOCK_M: tl.constexpr):
+    """`find_tile` for a part that may lie beyond the tiles: the first query then lies beyond every row.
+
+    Row 0 stands in for what garbage would name. Nothing is branched on, so that further indices are on their way
+    before the number of tiles has come: a program of few steps waits for little else.
+    """
+    there = y < tl.load(num_tiles) * SUB
+    row = tl.where(there, tl.load(tile + (y // SUB) * 2), 0)
+    first = tl.where(there, tl.load(tile + (y // SUB) * 2 + 1) + (y % SUB) * BLOCK_M, NOWHERE)
     begin = tl.load(row_start + row)
     length = tl.load(row_start + row + 1) - begin
     return row, first, begin.to(tl.int64), length

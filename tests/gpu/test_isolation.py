@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from prefixbank.kernels.plan import Mode, Tiling
-from tests.gpu.device import DTYPES, ON_GPU, chosen, make_case, on_gpu, run
+from prefixbank.model_store.backbones.filling import filled
+from tests.gpu.device import DEVICE, DTYPES, ON_GPU, chosen, make_case, on_gpu, run
 from tests.kernel_cases import VIEWS, every_edge
 
 SOME_DTYPES = on_gpu(DTYPES, rehearsed=[torch.float32])
 TILINGS = on_gpu(
     [Tiling(16), Tiling(32), Tiling(64), Tiling(128), Tiling(16, 4)], rehearsed=[Tiling(16), Tiling(32, 2)]
 )
+PRODUCTS = [(384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768), (1024, 1024), (1024, 4096), (4096, 1024)]
+"""Inputs and outputs of the weights of MiniLM, BERT-base and RoBERTa-large."""
 
 
 def edges() -> tuple[list[int], list[int]]:
@@ -57,3 +60,18 @@ def test_overwriting_a_slot_changes_the_answers_of_its_rows_alone() -> None:
     case.prefix.pool_v_HND[:, start : start + 15] += 1
     changed = (run(case) != before).flatten(1).any(1)
     assert changed.tolist() == [False] * 5 + [True] * 5 + [False] * 5
+
+
+@pytest.mark.parametrize("dtype", on_gpu([torch.bfloat16, torch.float16], rehearsed=[torch.float32]))
+@pytest.mark.parametrize(("inputs", "outputs"), on_gpu(PRODUCTS, rehearsed=PRODUCTS[:2]))
+def test_a_row_of_a_product_with_weights_has_the_same_bits_among_any_others(
+    dtype: torch.dtype, inputs: int, outputs: int
+) -> None:
+    """What libraries multiply: rows are filled up, see `docs/decisions/0017-rows-on-a-gpu.md`."""
+    torch.manual_seed(0)
+    x_TM = torch.randn(8192, inputs).to(DEVICE, dtype)
+    linear = torch.nn.Linear(inputs, outputs).to(DEVICE, dtype)
+    with torch.inference_mode():
+        wanted = linear(filled(x_TM[:1]))[0]
+        for rows in on_gpu([2, 31, 100, 255, 257, 300, 384, 500, 777, 1024, 2000, 4096, 8192], rehearsed=[2, 8192]):
+            assert torch.equal(linear(filled(x_TM[:rows]))[0], wanted), f"{rows} rows"
