@@ -5,7 +5,7 @@ It refuses to know what the kernels compute.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from prefixbank.kernels.gpu.disentangled_tiling import DisentangledLaunch
 
+    LaunchOf: TypeAlias = Callable[[int, int, torch.dtype, int], DisentangledLaunch]
+    """Launch constants, from the plan's tile, head dim, dtype and compute capability times ten."""
+
 REAL = ("lse", "statistics", "sums")
 """Pointers to fp32, whatever the operands are."""
 THERE = {"pos_key": "C2P", "pos_query": "P2C", "x_table": "OF_X", "y_table": "OF_Y", "slot_scale": "QUANTISED"}
@@ -26,7 +29,7 @@ THERE = {"pos_key": "C2P", "pos_query": "P2C", "x_table": "OF_X", "y_table": "OF
 
 def forms(
     kernel: Any,
-    launch_of: Callable[[int, int, torch.dtype, int], DisentangledLaunch],
+    launch_of: LaunchOf,
     dtype: torch.dtype,
     dim: int,
     block_m: int,
@@ -35,11 +38,7 @@ def forms(
     stored: torch.dtype | None = None,
     title: str = "",
 ) -> Iterator[Configuration]:
-    """Declare a kernel for a plan's tile: one form for all GPUs, or one for each launch that some GPU takes.
-
-    Args:
-        launch_of: launch constants, from the plan's tile, head dim, dtype and compute capability times ten.
-    """
+    """Declare a kernel for a plan's tile: one form for all GPUs, or one for each launch that some GPU takes."""
     # fp8e4nv does not exist before compute capability 8.9.
     able = tuple(x for x in EVERY_TARGET if stored != torch.float8_e4m3fn or x > 80)
     launches = {target: launch_of(block_m, dim, dtype, target) for target in able}

@@ -9,6 +9,7 @@ Shape letters in comments: M rows of a tile, or columns of a step, D head dim, P
 
 from __future__ import annotations
 
+import functools
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from prefixbank.kernels.gpu.configuration import Configuration
+    from prefixbank.kernels.gpu.disentangled_forms import LaunchOf
     from prefixbank.kernels.gpu.disentangled_sides import Sides
     from prefixbank.kernels.gpu.softmax_gradient import Saved
 
@@ -55,7 +57,7 @@ def differentiate_own(
 ) -> None:
     """Write the gradients of the rows of all rows of the batch; [0] where not needed."""
     operands, dim, heads = saved.operands, saved.dim, saved.q_THD.shape[1]
-    launch_of = key_side_launch if sides.are_keys else query_side_launch
+    launch_of = _launch_of(sides.are_keys, quantised=operands.slot_scale_S2H is not None)
     launch = launch_of(saved.tiling.block_m, dim, saved.q_THD.dtype, capability_of(saved.q_THD.device))
     sub = saved.tiling.block_m // launch.block_m
     programs = min(resident_programs(saved.q_THD.device), heads * max(1, len(operands.tile_Y2) * sub))
@@ -72,6 +74,11 @@ def differentiate_own(
         QUANTISED=operands.slot_scale_S2H is not None, UPCAST=interpreting(),
         num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip
+
+
+def _launch_of(are_keys: bool, *, quantised: bool) -> LaunchOf:
+    """Which launch constants; own keys meet no prefix."""
+    return key_side_launch if are_keys else functools.partial(query_side_launch, quantised=quantised)
 
 
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=(*INDICES, "distance"))
@@ -190,5 +197,5 @@ def _forms(
     all_there = {"OF_X": True, "OF_Y": True, "KEYS": keys, "NEED_X": True, "NEED_VALUE": keys}
     title = " ".join(["of keys" if keys else "of queries", *(f"without {name.lower()}" for name in differing or {})])
     constants = all_there | dict(differing or {})
-    launch_of = key_side_launch if keys else query_side_launch
+    launch_of = _launch_of(keys, quantised=stored is not None)
     return forms(own_gradient, launch_of, dtype, dim, block_m, constants, stored=stored, title=title)

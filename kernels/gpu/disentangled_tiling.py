@@ -64,10 +64,12 @@ def small_launch(block_m: int, head_dim: int, dtype: torch.dtype) -> Disentangle
     return DisentangledLaunch(min(block_m, 32 if padded_head_dim(head_dim) <= 64 else 16), 32, 4, 2)
 
 
-def query_side_launch(block_m: int, head_dim: int, dtype: torch.dtype, capability: int) -> DisentangledLaunch:
-    """The constants of the gradient of own queries; before 9.0 the compiler's guess would spill."""
+def query_side_launch(
+    block_m: int, head_dim: int, dtype: torch.dtype, capability: int, *, quantised: bool = False
+) -> DisentangledLaunch:
+    """The constants of the gradient of own queries; before 9.0, or over quantised keys, the guess would spill."""
     launch = small_launch(block_m, head_dim, dtype)
-    return launch._replace(max_registers=ALL_REGISTERS) if capability < 90 else launch
+    return launch._replace(max_registers=ALL_REGISTERS) if capability < 90 or quantised else launch
 
 
 def key_side_launch(block_m: int, head_dim: int, dtype: torch.dtype, capability: int) -> DisentangledLaunch:
