@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from prefixbank.trainer.metrics import signed
 from prefixbank.trainer.report.wording import brief, flat, spoken
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Standings:
     def _leads(self, score: float) -> bool:
         if self.leader is None:
             return True
-        return score < self.leader[1] if self.metric == "loss" else score > self.leader[1]
+        return signed(self.metric, score) > signed(self.metric, self.leader[1])
 
 
 class LogSweepDisplay:

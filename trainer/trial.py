@@ -18,6 +18,7 @@ from prefixbank.model_store.errors import TrainingError
 from prefixbank.trainer import checkpoint
 from prefixbank.trainer.batches import epoch_order
 from prefixbank.trainer.dropout import stream_of
+from prefixbank.trainer.metrics import signed
 from prefixbank.trainer.schedule import rate_factor
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ class Trial:
         state.curve.append(epoch)
         state.train_seconds += state.epoch_seconds
         state.batch, state.loss_sum, state.epoch_seconds = 0, 0.0, 0.0
-        score = -scores[metric] if metric == "loss" else scores[metric]
+        score = signed(metric, scores[metric])
         if score > state.best_score:
             state.best_score, state.best_epoch = score, state.epoch
             self.best = {name: tensor.detach().clone() for name, tensor in self.trained.items()}

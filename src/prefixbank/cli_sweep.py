@@ -72,8 +72,7 @@ def sweep(
     overrides += [] if seed is None else [f"seed={seed}"]
     timed = limit is not None and trials is None
     jobs = [_job(path, overrides, _folder(path, out, len(recipes)), strict, timed=timed) for path in recipes]
-    names = [part or job.name for job in jobs for part in job.recipe.parts]
-    publication = training.Asked(publish, store, promote).for_artifacts(names, [job.recipe for job in jobs])
+    publication = _publication(training.Asked(publish, store, promote), jobs)
     training.log_to_stderr(always=len(jobs) > 1)
     with training.interruptible():
         results = run_sweep(
@@ -118,6 +117,11 @@ def _job(path: Path, overrides: Sequence[str], folder: Path, strict: bool, *, ti
     section = recipe.sweep or SweepSection()
     recipe = (recipe.strict if strict else recipe).model_copy(update={"sweep": section})
     return Job(path.stem, recipe, path.parent, folder, None if timed else section.trials)
+
+
+def _publication(asked: training.Asked, jobs: Sequence[Job]) -> training.Publication:
+    names = [part or job.name for job in jobs for part in job.recipe.parts]
+    return asked.for_artifacts(names, [job.recipe for job in jobs])
 
 
 def _folder(path: Path, out: Path | None, num_recipes: int) -> Path:

@@ -15,6 +15,8 @@ from prefixbank import cli_training as training
 from prefixbank.cli_training import served_logits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from prefixbank.trainer.progress import Display
 
 __all__ = ["served_logits", "train"]
@@ -66,22 +68,38 @@ def train(
     """
     began = time.monotonic()
     from prefixbank.cli_data import Without, train_within
-    from prefixbank.trainer import run
-    from prefixbank.trainer.recipe import load
 
     training.need_serving()
     overrides = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
     without = Without(data, family, validation, test, backbone, budget)
+    asked = training.Asked(publish, store, promote)
     if without.check(recipe, tensorboard):
-        to_publish = training.Asked(publish, store, promote)
-        train_within(without, began, overrides, out, to_publish, resume=resume, strict=strict, device=device)
+        train_within(without, began, overrides, out, asked, resume=resume, strict=strict, device=device)
         return
     assert recipe is not None, "neither recipe nor data is refused. This is a bug."
-    chosen = load(recipe, overrides)
-    chosen = chosen.strict if strict else chosen
-    publication = training.Asked(publish, store, promote).for_artifacts(list(chosen.parts), [chosen])
     folder = out or Path("runs") / recipe.stem
     display = _display(folder, tensorboard)
+    train_recipe(recipe, overrides, folder, asked, display, resume=resume, strict=strict, device=device)
+
+
+def train_recipe(
+    recipe: Path,
+    overrides: Sequence[str],
+    folder: Path,
+    asked: training.Asked,
+    display: Display,
+    *,
+    resume: bool,
+    strict: bool,
+    device: str,
+) -> None:
+    """Run a recipe, say what it reached, and publish what is to be published."""
+    from prefixbank.trainer import run
+    from prefixbank.trainer.recipe import load
+
+    chosen = load(recipe, overrides)
+    chosen = chosen.strict if strict else chosen
+    publication = asked.for_artifacts(list(chosen.parts), [chosen])
     training.log_to_stderr()
     with training.interruptible():
         trained = run.train(

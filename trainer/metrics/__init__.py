@@ -7,6 +7,7 @@ because the server reads tags by the same rule. Every score is a share of one, n
 
 from prefixbank.trainer.metrics.bootstrap import LEVEL, NUM_SAMPLES, confusion_interval, interval, span_interval
 from prefixbank.trainer.metrics.classification import accuracy, binary_f1, confusion, macro_f1, matthews, micro_f1
+from prefixbank.trainer.metrics.direction import lower_is_better, signed
 
 __all__ = [
     "LEVEL",
@@ -16,8 +17,10 @@ __all__ = [
     "confusion",
     "confusion_interval",
     "interval",
+    "lower_is_better",
     "macro_f1",
     "matthews",
     "micro_f1",
+    "signed",
     "span_interval",
 ]

@@ -9,6 +9,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefixbank.trainer.metrics import lower_is_better
 from prefixbank.trainer.report.wording import flat, value_of
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Trials:
 
 def trials_of(sweep: Sweep) -> Trials:
     """The trials of a sweep, sorted. What a trial does not set is as the recipe has it, where others set it."""
-    lower = sweep.metric == "loss"
+    lower = lower_is_better(sweep.metric)
     names = {name: None for trial in sweep.trials for name in _flat(trial.settings)}
     usual = {name: value for name, value in flat(sweep.recipe) if name in names}
     best = None if sweep.best is None else _whole(sweep.best.settings, usual)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prefixbank.model_store.durable import replace_file, sync_folder
 from prefixbank.model_store.errors import TrainingError
 from prefixbank.trainer import checkpoint
+from prefixbank.trainer.metrics import signed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ def score_of(trial: Trial) -> float | None:
     """A trial's validation score at its best epoch; None where no epoch was judged. Of a loss, less is better."""
     if not trial.state.best_epoch:
         return None
-    return -trial.state.best_score if trial.metric == "loss" else trial.state.best_score
+    return signed(trial.metric, trial.state.best_score)
 
 
 def write(record: Record, folder: Path) -> None:

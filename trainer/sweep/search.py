@@ -17,6 +17,7 @@ from prefixbank.model_store.durable import replace_file
 from prefixbank.model_store.errors import InvalidRecipe, TrainingError
 from prefixbank.trainer import checkpoint
 from prefixbank.trainer.build import build
+from prefixbank.trainer.metrics import lower_is_better, signed
 from prefixbank.trainer.sweep import record as records
 from prefixbank.trainer.sweep.pruning import Standing, pruner_of
 from prefixbank.trainer.sweep.record import COMPLETE, FAILED, PRUNED, Record
@@ -115,12 +116,12 @@ class Search:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.base.selection.metric == "loss"
+        return lower_is_better(self.metric)
 
     def signed(self, score: float | None) -> float:
         """A score of which more is better."""
         assert score is not None, "a trial without a score cannot be compared. This is a bug."
-        return -score if self.lower_is_better else score
+        return signed(self.metric, score)
 
     def folder(self, number: int) -> Path:
         return self.job.out / TRIALS_FOLDER / f"{number:04d}"
