@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from benchmarks import kernel, kernel_routes
+from benchmarks.gpu_sections import environment_of, python
 from benchmarks.kernel_clock import Ceilings
 from benchmarks.kernel_goals import DISTINCT, LONG, ONE_TASK, Goal, kernel_goals
 from benchmarks.kernel_peers import flex
 from benchmarks.kernel_peers.prepared import Prepared
 from benchmarks.kernel_routes import OURS, Failed, Findings, Measured
 from benchmarks.kernel_workloads import GOALS, MIXES, Shape, grid, make_batches, rehearsal
+from tests.conftest import ROOT
 
 if TYPE_CHECKING:
     from benchmarks.kernel_workloads import Batch
@@ -166,3 +169,15 @@ def test_an_absent_peer_is_no_fault() -> None:
     findings = Findings([], [Failed("any", "E", "absent: no wheel")])
     assert not findings.faults
     assert not findings.wrong
+
+
+def test_the_search_for_constants_rehearses_without_speeds() -> None:
+    done = subprocess.run(
+        python("-m", "benchmarks.kernel_constants", "--rehearse"),
+        cwd=ROOT,
+        env=environment_of(interpreted=True),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rehearsal: no speeds; 1 of 1 agree" in done.stdout

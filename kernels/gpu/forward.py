@@ -255,24 +255,31 @@ def combine(
 def configurations() -> Iterator[Configuration]:
     """Yield every compiled form that this module may launch, at the shapes that matter."""
     for dtype, dim, block_m in product(SUPPORTED, (32, 64, 128), (16, 32, 64, 128)):
-        yield _attend_form(dtype, dim, block_m)
+        yield attend_form(dtype, dim, block_m)
     for dim, block_m in product((48, 80, 96), (64, 128)):
-        yield _attend_form(torch.bfloat16, dim, block_m)
+        yield attend_form(torch.bfloat16, dim, block_m)
     for block_m, mode, windowed in product((64, 128), (0, 1, 2), (False, True)):
         if mode or windowed:
-            yield _attend_form(torch.bfloat16, 64, block_m, MODE=mode, WINDOWED=windowed)
+            yield attend_form(torch.bfloat16, 64, block_m, MODE=mode, WINDOWED=windowed)
     for block_m, splits in product((16, 64), (2, 4)):
-        yield _attend_form(torch.bfloat16, 64, block_m, SPLITS=splits)
+        yield attend_form(torch.bfloat16, 64, block_m, SPLITS=splits)
     for stored, block_m in product(QUANTISED, (16, 64, 128)):
-        yield _attend_form(torch.bfloat16, 64, block_m, stored=stored, QUANTISED=True)
+        yield attend_form(torch.bfloat16, 64, block_m, stored=stored, QUANTISED=True)
     for dtype, dim, splits in product(SUPPORTED, (64, 128), (2, 4)):
         yield _combine_form(dtype, dim, splits)
 
 
-def _attend_form(
-    dtype: torch.dtype, dim: int, block_m: int, *, stored: torch.dtype | None = None, **differing: object
+def attend_form(
+    dtype: torch.dtype,
+    dim: int,
+    block_m: int,
+    *,
+    launch: Launch | None = None,
+    stored: torch.dtype | None = None,
+    **differing: object,
 ) -> Configuration:
-    launch = forward_launch(block_m, padded_head_dim(dim), dtype)
+    """One compiled form of `attend`, for a plan's tile; `launch` is for benchmarks that compare constants."""
+    launch = launch or forward_launch(block_m, padded_head_dim(dim), dtype)
     constants: dict[str, object] = {
         "D": dim, "BLOCK_D": padded_head_dim(dim), "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n,
         "SUB": block_m // launch.block_m, "SPLITS": 1, "MODE": 0, "WINDOWED": False, "QUANTISED": False,
