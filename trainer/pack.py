@@ -89,8 +89,8 @@ class Pack:
         for places in evaluation_order([row.num_tokens for row in features]):
             rows = _Rows(trial, part, [features[place] for place in places], None)
             [logits_KC] = self._logits([rows])
-            by_row = _by_row(logits_KC, rows)
-            found |= {place: one.float().cpu().numpy() for place, one in zip(places, by_row, strict=True)}
+            by_row = _by_row(logits_KC.float().cpu(), rows)  # one copy from the device, not one a row
+            found |= {place: one.numpy() for place, one in zip(places, by_row, strict=True)}
         in_order = iter(found[place] for place in range(len(features)))
         return [[next(in_order) for _ in item.rows] for item in items]
 
