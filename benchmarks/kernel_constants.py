@@ -51,7 +51,7 @@ def fits(launch: Launch) -> bool:
     from benchmarks.compiled import compile_for
     from prefixbank.kernels.gpu.forward import attend_form
 
-    form = attend_form(torch.bfloat16, 64, launch.block_m, launch=launch, WITH_LSE=False)
+    form = attend_form(torch.bfloat16, 64, launch.block_m, launch=launch)
     return not compile_for(form, 90).faults
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 HEADS, PREFIXES = 16, (0, 128, 20)
-LESS_WORK = ("WITH_LSE",)
-"""Constants that only leave a store out: the form that has it stands for the one that has not."""
 
 
 def attention_case(
@@ -85,14 +83,10 @@ def random_lengths(count: int = 100) -> Iterator[list[int]]:
         yield [chance.choice([1, 16, chance.randrange(0, 300)]) for _ in range(rows)]
 
 
-def comparable(form: Form) -> Form:
-    return form._replace(constants=tuple(each for each in form.constants if each[0] not in LESS_WORK))
-
-
 def undeclared(forms: Sequence[Form]) -> dict[str, str]:
     """Forms that no module declares, each with how it differs from the nearest one that is."""
-    known = {comparable(Form.of(each)) for each in declared()}
-    wrong = {form for form in map(comparable, forms) if form not in known}
+    known = {Form.of(each) for each in declared()}
+    wrong = {form for form in forms if form not in known}
     return {f"{form.kernel} {number}": _nearest(form, known) for number, form in enumerate(sorted(wrong))}
 
 

@@ -52,7 +52,7 @@ def forward(
     check_disentangled(q)
     tokens, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = q.new_empty((tokens if with_lse else 0, heads), dtype=torch.float32)
+    lse = q.new_empty((tokens, heads), dtype=torch.float32)  # always written, as in plain attention
     pool_k, pool_v = dense(operands.pool_k_HND), dense(operands.pool_v_HND)
     pos_key, pos_query = (None if x is None else dense(x) for x in positions[:2])
     launch = disentangled_launch(tiling.block_m, dim, q.dtype, capability_of(q.device))
@@ -68,10 +68,10 @@ def forward(
         *strides_of(pos_key), *strides_of(pos_query),
         D=dim, BLOCK_D=padded_head_dim(dim), BLOCK_M=launch.block_m, BLOCK_P=launch.block_p, SUB=sub,
         C2P=pos_key is not None, P2C=pos_query is not None, QUANTISED=operands.slot_scale_S2H is not None,
-        WITH_LSE=with_lse, UPCAST=interpreting(),
+        UPCAST=interpreting(),
         num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip
-    return out, lse
+    return out, lse if with_lse else lse.new_empty((0, heads))
 
 
 def strides_of(table: torch.Tensor | None) -> tuple[int, int]:
@@ -87,14 +87,14 @@ def attend_disentangled(
     q_token, q_head, k_token, k_head, v_token, v_head, pool_k_head, pool_k_token, pool_v_head, pool_v_token,
     pos_key_entry, pos_key_head, pos_query_entry, pos_query_head,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, SUB: tl.constexpr,
-    C2P: tl.constexpr, P2C: tl.constexpr, QUANTISED: tl.constexpr, WITH_LSE: tl.constexpr, UPCAST: tl.constexpr,
+    C2P: tl.constexpr, P2C: tl.constexpr, QUANTISED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     offs_d = tl.arange(0, BLOCK_D)
     scratch += program * (4 * BLOCK_M * BLOCK_M)
     for head in range(program, heads, tl.num_programs(0)):
         end = tl.load(row_start + rows)
-        zero_tail(out + head * D, lse + head, end, tokens, heads * D, heads, offs_d, D, BLOCK_M, WITH_LSE)
+        zero_tail(out + head * D, lse + head, end, tokens, heads * D, heads, offs_d, D, BLOCK_M)
     for item in range(program, tl.load(num_tiles) * SUB * heads, tl.num_programs(0)):
         # Heads run fastest: programs that run together read the same rows and, tile by tile, the same prefix.
         head = item % heads
@@ -144,14 +144,13 @@ def attend_disentangled(
             at = out + ((begin + query) * heads + head)[:, None] * D + offs_d[None, :]
             values = (acc / total[:, None]).to(out.dtype.element_ty)
             tl.store(at, values, mask=(query < length)[:, None] & (offs_d < D)[None, :])
-            if WITH_LSE:
-                at = lse + (begin + query) * heads + head
-                tl.store(at, (tl.log2(total) + top) * 0.6931471805599453, mask=query < length)
+            at = lse + (begin + query) * heads + head
+            tl.store(at, (tl.log2(total) + top) * 0.6931471805599453, mask=query < length)
 
 
 def configurations() -> Iterator[Configuration]:
     """Yield every compiled form that this module may launch, at the shapes that matter."""
-    kernel, both = attend_disentangled, {"C2P": True, "P2C": True, "WITH_LSE": True}
+    kernel, both = attend_disentangled, {"C2P": True, "P2C": True}
     for dtype, dim, block_m in common_shapes():
         yield from forms(kernel, disentangled_launch, dtype, dim, block_m, both)
     main = (kernel, disentangled_launch, torch.bfloat16, 64)

@@ -66,7 +66,8 @@ def forward(
     check_supported(q)
     tokens, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = q.new_empty((tokens if with_lse else 0, heads), dtype=torch.float32)
+    # Always written: a form without it would be another one, with other registers, and save a hundredth of the bytes.
+    lse = q.new_empty((tokens, heads), dtype=torch.float32)
     splits = tiling.num_splits
     part_out = out if splits == 1 else q.new_empty((splits, tokens, heads, dim), dtype=torch.float32)
     part_lse = lse if splits == 1 else q.new_empty((splits, tokens, heads), dtype=torch.float32)
@@ -82,15 +83,15 @@ def forward(
         *pool_k.stride()[:2], *pool_v.stride()[:2],
         D=dim, BLOCK_D=padded_head_dim(dim), BLOCK_M=launch.block_m, BLOCK_N=launch.block_n,
         SUB=tiling.block_m // launch.block_m, SPLITS=splits, MODE=int(view.mode), WINDOWED=view.window > 0,
-        QUANTISED=quantised, WITH_LSE=with_lse or splits > 1, UPCAST=interpreting(),
+        QUANTISED=quantised, UPCAST=interpreting(),
         num_warps=launch.num_warps, num_stages=launch.num_stages,
     )  # fmt: skip
     if splits > 1:
         combine[(heads * max(1, triton.cdiv(tokens, COMBINE_TOKENS)),)](
             part_out, part_lse, out, lse, operands.row_start_R1, heads, tokens, operands.slot_R.numel(),
-            D=dim, BLOCK_D=padded_head_dim(dim), BLOCK=COMBINE_TOKENS, SPLITS=splits, WITH_LSE=with_lse, num_warps=4,
+            D=dim, BLOCK_D=padded_head_dim(dim), BLOCK=COMBINE_TOKENS, SPLITS=splits, num_warps=4,
         )  # fmt: skip
-    return out, lse
+    return out, lse if with_lse else lse.new_empty((0, heads))
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
@@ -106,7 +107,7 @@ def attend(
     q_token, q_head, k_token, k_head, v_token, v_head, pool_k_head, pool_k_token, pool_v_head, pool_v_token,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SUB: tl.constexpr, SPLITS: tl.constexpr, MODE: tl.constexpr, WINDOWED: tl.constexpr,
-    QUANTISED: tl.constexpr, WITH_LSE: tl.constexpr, UPCAST: tl.constexpr,
+    QUANTISED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     # Heads run fastest: programs that run together read the same rows of q, k, v and, tile by tile, the same prefix.
     head = tl.program_id(0) % heads
@@ -118,7 +119,7 @@ def attend(
     if y == tl.num_programs(0) // heads - 1:
         if SPLITS == 1:
             begin = tl.load(row_start + rows)
-            zero_tail(out, lse, begin, tokens, heads * D, heads, offs_d, D, BLOCK_M, WITH_LSE)
+            zero_tail(out, lse, begin, tokens, heads * D, heads, offs_d, D, BLOCK_M)
         return
     row, first, begin, length = find_tile_if_any(tile, num_tiles, row_start, y, SUB, BLOCK_M)
     slot = tl.load(slot_of_row + row)
@@ -211,15 +212,14 @@ def attend(
     # Parts of a tile lie [Z, T, H, D]; without splits Z is 1 and this is the output itself.
     at = out + (split.to(tl.int64) * tokens + token)[:, None] * (heads * D) + offs_d[None, :]
     tl.store(at, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None] & (offs_d < D)[None, :])
-    if WITH_LSE:
-        log_total = tl.where(has_keys, tl.log2(total) + top * scale_log2, float("-inf"))
-        tl.store(lse + (split.to(tl.int64) * tokens + token) * heads, log_total * 0.6931471805599453, mask=inside)
+    log_total = tl.where(has_keys, tl.log2(total) + top * scale_log2, float("-inf"))
+    tl.store(lse + (split.to(tl.int64) * tokens + token) * heads, log_total * 0.6931471805599453, mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def combine(
     part_out, part_lse, out, lse, row_start, heads, tokens, rows,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, WITH_LSE: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Put the parts of every token together: a softmax over the parts' log-sum-exps."""
     head = tl.program_id(0) % heads
@@ -247,9 +247,8 @@ def combine(
     tl.store(
         at, (acc / total[:, None]).to(out.dtype.element_ty), mask=(token < tokens)[:, None] & (offs_d < D)[None, :]
     )
-    if WITH_LSE:
-        whole = tl.where(has_keys, tl.log(total) + anchor, float("-inf"))
-        tl.store(lse + token * heads + head, whole, mask=token < tokens)
+    whole = tl.where(has_keys, tl.log(total) + anchor, float("-inf"))
+    tl.store(lse + token * heads + head, whole, mask=token < tokens)
 
 
 def configurations() -> Iterator[Configuration]:
@@ -283,7 +282,7 @@ def attend_form(
     constants: dict[str, object] = {
         "D": dim, "BLOCK_D": padded_head_dim(dim), "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n,
         "SUB": block_m // launch.block_m, "SPLITS": 1, "MODE": 0, "WINDOWED": False, "QUANTISED": False,
-        "WITH_LSE": True, "UPCAST": False,
+        "UPCAST": False,
     }  # fmt: skip
     constants |= differing
     partial = torch.float32 if constants["SPLITS"] != 1 else dtype
@@ -312,6 +311,6 @@ def _combine_form(dtype: torch.dtype, dim: int, splits: int) -> Configuration:
         "part_out": real, "part_lse": real, "out": pointer(dtype), "lse": real,
         "row_start": pointer(torch.int32, aligned=False), "heads": "i32:16", "tokens": "i32", "rows": "i32",
     }  # fmt: skip
-    constants = {"D": dim, "BLOCK_D": padded_head_dim(dim), "BLOCK": COMBINE_TOKENS, "SPLITS": splits, "WITH_LSE": True}
+    constants = {"D": dim, "BLOCK_D": padded_head_dim(dim), "BLOCK": COMBINE_TOKENS, "SPLITS": splits}
     name = f"combine {dtype} D{dim} splits={splits}".replace("torch.", "")
     return Configuration(name, combine, signature, constants, 4, 3, False, False)

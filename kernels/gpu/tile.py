@@ -150,15 +150,12 @@ def softmax_step(scores, values, acc, top, total, scale_log2, times_v, QUANTISED
 
 
 @triton.jit
-def zero_tail(
-    out, lse, begin, end, out_token, lse_token, offs_d, D: tl.constexpr, BLOCK: tl.constexpr, WITH_LSE: tl.constexpr
-):
+def zero_tail(out, lse, begin, end, out_token, lse_token, offs_d, D: tl.constexpr, BLOCK: tl.constexpr):
     """Tokens that belong to no row: output 0, log-sum-exp -inf."""
     for token in range(begin, end, BLOCK):
         index = token + tl.arange(0, BLOCK)
         at = out + index.to(tl.int64)[:, None] * out_token + offs_d[None, :]
         inside = (index < end)[:, None] & (offs_d < D)[None, :]
         tl.store(at, tl.zeros([BLOCK, offs_d.shape[0]], out.dtype.element_ty), mask=inside)
-        if WITH_LSE:
-            nothing = tl.full([BLOCK], float("-inf"), tl.float32)
-            tl.store(lse + index.to(tl.int64) * lse_token, nothing, mask=index < end)
+        nothing = tl.full([BLOCK], float("-inf"), tl.float32)
+        tl.store(lse + index.to(tl.int64) * lse_token, nothing, mask=index < end)
