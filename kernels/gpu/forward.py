@@ -152,16 +152,18 @@ def attend(
     n_end = tl.minimum(num_keys, n_begin + steps * BLOCK_N)
     n_plain = unmasked_keys(prefix, first, high, context, MODE, WINDOWED) // BLOCK_N * BLOCK_N
     n_plain = tl.maximum(n_begin, tl.minimum(n_plain, n_end // BLOCK_N * BLOCK_N))
-    if MODE == FULL and not WINDOWED:
-        # A last step that is not full would wait for its own loads: then all are masked, in one pipeline.
+    # A last step that is not full would wait for its own loads: then all are masked, in one pipeline. fp32 and tiles
+    # whose keys are shared have no registers for that.
+    IN_ONE: tl.constexpr = MODE == FULL and not WINDOWED and SPLITS == 1 and q.dtype.element_ty != tl.float32
+    if IN_ONE:
         n_plain = tl.where(n_plain < n_end, n_begin, n_plain)
     for masked in tl.static_range(2):
         for n in tl.range(
             n_plain if masked else n_begin,
             n_end if masked else n_plain,
             BLOCK_N,
-            # With a mask of its own a tile has one or two masked steps: nothing to pipeline.
-            num_stages=1 if masked and MODE != FULL and not WINDOWED else None,
+            # Else, without a window, a tile has one or two masked steps: nothing to pipeline.
+            num_stages=1 if masked and not IN_ONE and not WINDOWED else None,
         ):
             key = n + tl.arange(0, BLOCK_N)
             of_prefix = key < prefix
