@@ -72,6 +72,7 @@ def forward(
     part_out = out if splits == 1 else q.new_empty((splits, tokens, heads, dim), dtype=torch.float32)
     part_lse = lse if splits == 1 else q.new_empty((splits, tokens, heads), dtype=torch.float32)
     launch = launch or forward_launch(tiling.block_m, padded_head_dim(dim), q.dtype)
+    # Without a row there is none to stand in for what lies beyond the tiles.
     parts = len(operands.tile_Y2) * (tiling.block_m // launch.block_m) if operands.slot_R.numel() else 0
     quantised = operands.slot_scale_S2H is not None
     attend[(heads * (parts + 1), splits)](
