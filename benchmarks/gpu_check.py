@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu_check [--output FOLDER] [--tests EXPRESSION] [--seconds 460] [--rehearse]
 
-Checks: every configuration compiles for this GPU as lean as declared; the tests of `tests/gpu` and those kernel tests
-that follow the device; compute-sanitizer's memcheck and racecheck where the tool can be believed. Only when none is
-red do the benchmarks run: kernel, parts, encoder, engine. Everything goes to `<gpu>-<date>-<commit>.json` and `.md`.
+Checks: every configuration compiles for this GPU as lean as declared; the tests of `tests/gpu` and those of kernels,
+engine and trainer that follow the device; compute-sanitizer's memcheck and racecheck where the tool can be believed.
+Only when none is red do the benchmarks run: kernel, parts, encoder, engine. Everything goes to
+`<gpu>-<date>-<commit>.json` and `.md`.
 With `--rehearse` the same sections run on a CPU in Triton's interpreter, small, and no speed is shown.
 
 Ends with 0 when all is green, with 1 when something is red, with 3 when there is no GPU and nobody rehearses.

@@ -8,6 +8,7 @@ compared with the table's before it is timed. It refuses to change the table: a 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import time
@@ -46,13 +47,21 @@ def candidates() -> Iterator[Launch]:
             yield Launch(block_m, block_n, warps, stages)
 
 
-def fits(launch: Launch) -> bool:
-    """Build the form for sm_90 and say whether it spills nothing."""
+def fits(launch: Launch, target: int) -> bool:
+    """Build the form for a compute capability, times ten, and say whether it spills nothing."""
     from benchmarks.compiled import compile_for
     from prefixbank.kernels.gpu.forward import attend_form
 
     form = attend_form(torch.bfloat16, 64, launch.block_m, launch=launch)
-    return not compile_for(form, 90).faults
+    return not compile_for(form, target).faults
+
+
+def target_of_device() -> int:
+    """The target that this GPU's forms are gated for: its own capability, times ten, or the next one below."""
+    from benchmarks.compiled import LIMITS
+
+    major, minor = torch.cuda.get_device_capability()
+    return max(target for target in LIMITS if target <= 10 * major + minor)
 
 
 def calls_of(batches: Sequence[Batch], plan: BatchPlan, launch: Launch) -> list[Callable[[], Tensor]]:
@@ -107,7 +116,8 @@ def main(
     launches = [Launch(16, 16, 1, 1)] if rehearsed else list(candidates())
     if not rehearsed:
         with ProcessPoolExecutor(processes) as pool:
-            launches = [launch for launch, holds in zip(launches, pool.map(fits, launches), strict=True) if holds]
+            held = pool.map(functools.partial(fits, target=target_of_device()), launches)
+            launches = [launch for launch, holds in zip(launches, held, strict=True) if holds]
     ends = time.monotonic() + seconds
     for shape in SMALL if rehearsed else SHAPES:
         found = measure_shape(shape, launches, device, ends)

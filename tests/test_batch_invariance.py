@@ -23,14 +23,15 @@ SLOT_START, SLOT_LENGTH = (0, 0, 16, 32), (0, 5, 16, 64)
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return load_backbone("minilm", dtype=request.param, device=DEVICE)
+    # On a GPU that is a promise of 16-bit numbers: docs/decisions/0017-rows-on-a-gpu.md.
+    return load_backbone("minilm", dtype=request.param, device=DEVICE if request.param == torch.bfloat16 else "cpu")
 
 
 def prefixes_of(backbone: Backbone) -> list[LayerPrefix]:
     random = torch.Generator().manual_seed(0)
     shape = (backbone.ref.num_heads, 96, backbone.ref.head_dim)
-    k_HND, v_HND = (torch.randn(shape, generator=random).to(DEVICE, backbone.dtype) for _ in range(2))
-    tables = (torch.tensor(table, dtype=torch.int32, device=DEVICE) for table in (SLOT_START, SLOT_LENGTH))
+    k_HND, v_HND = (torch.randn(shape, generator=random).to(backbone.device, backbone.dtype) for _ in range(2))
+    tables = (torch.tensor(table, dtype=torch.int32, device=backbone.device) for table in (SLOT_START, SLOT_LENGTH))
     return [LayerPrefix(k_HND, v_HND, *tables)] * backbone.ref.num_layers
 
 
@@ -47,7 +48,7 @@ def random_rows(count: int) -> list[PackRow]:
 def vectors_of(backbone: Backbone, rows: list[PackRow]) -> list[torch.Tensor]:
     """What stands at each row's virtual tokens."""
     random = torch.Generator().manual_seed(3)
-    return [torch.randn(row.num_virtual, backbone.ref.width, generator=random).to(DEVICE) for row in rows]
+    return [torch.randn(row.num_virtual, backbone.ref.width, generator=random).to(backbone.device) for row in rows]
 
 
 @torch.inference_mode()
@@ -72,7 +73,7 @@ def test_a_row_without_virtual_tokens_has_the_bits_it_has_where_nobody_has_any(b
 @torch.inference_mode()
 def test_a_pooled_row_has_the_same_bits_alone_and_among_any_others(backbone: Backbone) -> None:
     first_RM = torch.randn(20, backbone.ref.width, generator=torch.Generator().manual_seed(2)).to(
-        DEVICE, backbone.dtype
+        backbone.device, backbone.dtype
     )
     alone_RM = torch.cat([backbone.pooled(first_RM[r : r + 1]) for r in range(len(first_RM))])
     assert torch.equal(backbone.pooled(first_RM), alone_RM)
@@ -82,7 +83,7 @@ def test_a_pooled_row_has_the_same_bits_alone_and_among_any_others(backbone: Bac
 def test_a_state_before_the_vocabulary_has_the_same_bits_alone_and_among_any_others(backbone: Backbone) -> None:
     width = backbone.ref.width
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)).to(DEVICE, backbone.dtype)
+    module = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)).to(backbone.device, backbone.dtype)
     head = LmHead(module, backbone.word_embedding_VM, None, "")
-    x_KM = torch.randn(40, width).to(DEVICE, backbone.dtype)
+    x_KM = torch.randn(40, width).to(backbone.device, backbone.dtype)
     assert torch.equal(head.transform(x_KM), torch.cat([head.transform(x_KM[k : k + 1]) for k in range(len(x_KM))]))
