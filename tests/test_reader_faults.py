@@ -228,6 +228,7 @@ GOOD = f"d\t0\t0\tcats\tN\t*\t-\t-\t(ARG0*)\n{PURR}\n\n"
         ("d\t0\t0\tcats\tN\t*\t-\t-\t(A*", 1, "column 9: found no end of 'A'"),
         ("d\t0\t0\tcats\tN\t*\t-\t-\tARG0", 1, "column 9: found 'ARG0', wanted *, (X*, *) or (X*)"),
         ("d\t0\t0\tcats\tN\t*\t-\t-\t(A*)", 1, "column 9: found no predicate, wanted (V*)"),
+        ("d\t0\t0\t\u00a0\tN\t*\t-\t-\t(V*)", 1, "column 9: found the predicate '\\xa0', wanted a word"),
         ("d\t0\t0\tcats\tN\t*\t-\t-\t*\nd\t0\t1\tpurr\tV", 2, "found 5 columns, wanted 9 as in line 1"),
         ("cats\tN", 1, "found 2 columns, wanted 8 and one more for each predicate"),
     ],

@@ -150,6 +150,7 @@ def test_a_verb_that_fills_half_the_row_is_refused(tokenizer: TextTokenizer) -> 
     [
         ({"words": ["a", "b"], "predicates": [1]}, (Predicates(("a", "b"), (1,)),), False),
         ([{"words": ["a"], "predicates": [0]}], (Predicates(("a",), (0,)),), True),
+        ({"words": ["a", "\u00a0"], "predicates": [0]}, (Predicates(("a", "\u00a0"), (0,)),), False),
     ],
 )
 def test_inputs_are_one_sentence_or_many(inputs: object, items: object, batched: bool) -> None:
@@ -167,7 +168,7 @@ def test_inputs_are_one_sentence_or_many(inputs: object, items: object, batched:
         {"words": ["a"], "predicates": [1]},
         {"words": ["a"], "predicates": [-1]},
         {"words": ["a"], "predicates": [True]},
-        {"words": ["a", " "], "predicates": [0]},
+        {"words": ["a", " "], "predicates": [1]},
         {"words": ["a"], "predicates": 0},
     ],
 )

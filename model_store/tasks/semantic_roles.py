@@ -268,19 +268,20 @@ def _piece(alignment: Alignment, span: tuple[int, int]) -> dict[str, Any]:
 def _predicates(item: object, delimiter: str) -> Predicates:
     if isinstance(item, dict) and sorted(item) == ["predicates", "words"]:
         words, predicates = item["words"], item["predicates"]
-        if _are_words(words) and _are_places(predicates, len(words)):
+        if _are_words(words) and _are_predicates(predicates, words):
             return Predicates(tuple(words), tuple(predicates), delimiter)
-    wanted = f'{{"words": [texts], "predicates": [1 to {MAX_PREDICATES} word numbers, from 0]}}, or a list of such'
-    raise wrong_inputs(item, wanted)
+    wanted = f"1 to {MAX_PREDICATES} numbers, from 0, of words that are not blank"
+    raise wrong_inputs(item, f'{{"words": [texts], "predicates": [{wanted}]}}, or a list of such')
 
 
 def _are_words(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(word, str) and word.strip() for word in found)
+    return isinstance(found, list) and all(isinstance(word, str) for word in found)
 
 
-def _are_places(found: object, num_words: int) -> bool:
+def _are_predicates(found: object, words: Sequence[str]) -> bool:
+    """A predicate has something to read; other words may be blank, as corpora have them."""
     return (
         isinstance(found, list)
         and 1 <= len(found) <= MAX_PREDICATES
-        and all(type(place) is int and 0 <= place < num_words for place in found)
+        and all(type(place) is int and 0 <= place < len(words) and words[place].strip() for place in found)
     )

@@ -122,7 +122,7 @@ def _propositions(block: Block | Fault, layout: Layout) -> Iterator[PropositionE
     for column in range(layout.first, width - layout.num_after):
         try:
             tags = from_brackets([row.cells[column] for row in block.rows])
-            predicate = _predicate(tags, marked)
+            predicate = _predicate(tags, marked, words)
         except ValueError as error:
             yield Fault(block.place(), f"column {column + 1}: {error}")
         else:
@@ -140,11 +140,14 @@ def _width(block: Block, layout: Layout) -> int:
     return width
 
 
-def _predicate(tags: Sequence[str], marked: Sequence[bool]) -> int:
+def _predicate(tags: Sequence[str], marked: Sequence[bool], words: Sequence[str]) -> int:
     verb = [place for place, tag in enumerate(tags) if tag in _VERB]
     if not verb:
         raise ValueError("found no predicate, wanted (V*)")
-    return next((place for place in verb if marked[place]), verb[0])
+    place = next((place for place in verb if marked[place]), verb[0])
+    if not words[place].strip():
+        raise ValueError(f"found the predicate {words[place]!r}, wanted a word")
+    return place
 
 
 def _tagged_line(path: Path, line: Line, sentences: dict[tuple[str, ...], int]) -> PropositionExample | Fault:
