@@ -39,7 +39,7 @@ def test_the_first_trials_fit_into_the_time(name: str, speed: Speed, seconds: fl
     facts = SETS[name]
     planned = plan(facts, speed, seconds)
     assert seconds_of(planned, facts, speed) <= 1.05 * seconds, planned
-    assert planned.together in (2, 4, 8)
+    assert planned.together in (1, 4, 8)
     assert planned.limits.get("train", facts.train) - (planned.carve or 0) - (planned.carve_test or 0) >= 2
 
 
@@ -73,5 +73,20 @@ def test_more_time_means_more_rows_and_a_faster_machine_does_too() -> None:
 
 def test_no_time_at_all_still_makes_a_plan() -> None:
     planned = plan(SETS["squad"], CPU, 5)
-    assert planned.together == 2
+    assert planned.together == 1
     assert planned.epochs == 8
+
+
+def test_a_short_run_takes_steps_of_few_rows() -> None:
+    seconds = (60, 300, 1800, 7200)
+    rows = [plan(SETS["squad"], CPU, each).batch_rows for each in seconds]
+    assert rows == sorted(rows)
+    assert rows[:2] == [8, 8]
+    assert plan(SETS["squad"], GPU, 300).batch_rows == 32
+
+
+def test_trials_that_time_is_too_short_to_tell_apart_are_one() -> None:
+    assert plan(SETS["squad"], CPU, 300).together == 1
+    assert plan(SETS["wikiann"], CPU, 100).together == 4
+    assert plan(SETS["squad"], GPU, 300).together == 8
+    assert plan(SETS["dozens"], CPU, 180).together == 8, "short because it has few rows: there is time for many"

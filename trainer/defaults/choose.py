@@ -7,6 +7,7 @@ It composes the other modules and refuses to know how a search is run.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from random import Random
@@ -19,7 +20,7 @@ from prefixbank.model_store.errors import TrainingError
 from prefixbank.model_store.task_prompt import TaskFamily
 from prefixbank.trainer.build import build_trial
 from prefixbank.trainer.defaults.guess import guess
-from prefixbank.trainer.defaults.plan import Facts, Plan, plan
+from prefixbank.trainer.defaults.plan import MOST_ROWS, Facts, Plan, plan
 from prefixbank.trainer.families import family_for
 from prefixbank.trainer.pack import Pack
 from prefixbank.trainer.prepare import prepare
@@ -46,15 +47,15 @@ RECIPE_FILE, PLAN_FILE = "recipe.toml", "search.toml"
 SENTENCES = (TaskFamily.TEXT_CLASSIFICATION, TaskFamily.MULTIPLE_CHOICE)
 FIRST = {
     True: ({"length": 16}, {"prompt_rate": 3e-2, "head_rate": 1.5e-2}),
-    False: ({"length": 64}, {"prompt_rate": 4e-2, "head_rate": 5e-3}),
+    False: ({"length": 64}, {"prompt_rate": 4e-2, "head_rate": 1e-2}),
 }
-"""What is tried first, for sentences and for hard sequence tasks."""
+"""What is tried first, for sentences and for hard sequence tasks; the prompt's rate is for MOST_ROWS a step."""
 PERCENTILE = 99
 MOST_TOKENS = {TaskFamily.QUESTION_ANSWERING: 384}
 USUAL_MOST_TOKENS = 512
 SAMPLE = 1000
 """Examples whose lengths are looked at."""
-PROBE_ROWS, PROBE_BATCH, PROBE_TOGETHER = 160, 16, 4
+PROBE_ROWS, PROBE_BATCH, PROBE_TOGETHER = 160, 8, 4
 
 
 class Request(NamedTuple):
@@ -210,7 +211,13 @@ def _planned(table: dict[str, Any], planned: Plan) -> dict[str, Any]:
     data |= {name: value for name, value in given.items() if value is not None}
     given = {"epochs": planned.epochs, "epoch_rows": planned.epoch_rows, "batch_rows": planned.batch_rows}
     table["optimiser"] |= {name: value for name, value in given.items() if value is not None}
+    table["optimiser"]["prompt_rate"] = _rate_for(table["optimiser"]["prompt_rate"], planned.batch_rows)
     return table
+
+
+def _rate_for(rate: float, batch_rows: int) -> float:
+    """A rate for MOST_ROWS a step as fewer bear it: Adam's goes with their square root (Malladi et al., 2022)."""
+    return float(f"{rate * math.sqrt(batch_rows / MOST_ROWS):.2g}")
 
 
 def _search(recipe: Recipe, planned: Plan, request: Request) -> dict[str, Any]:
@@ -241,6 +248,8 @@ def _measured(facts: Facts, speed: Speed) -> str:
 
 def _sentence(planned: Plan) -> str:
     epochs = f"{planned.epochs} epochs" + (f" of {planned.epoch_rows:,} rows" if planned.epoch_rows else "")
+    if planned.together == 1:
+        return f"one trial, for there is no time to tell several apart, {epochs} ({planned.passes:.2g} passes)"
     return (
         f"{planned.together} trials at once and up to {planned.trials} in all, {epochs} ({planned.passes:.2g} passes); "
         "half of them end after an eighth, a quarter and a half"

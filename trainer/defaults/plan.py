@@ -22,9 +22,13 @@ PASSES = (3, 60)
 """Fewest and most passes of such a run."""
 EPOCHS = 8
 """Where there is no time for so many passes, an epoch is a part of a pass: half of the trials end after the first."""
-PACKS = ((8, 150), (4, 60), (2, 0))
-"""Trials that begin together, and the steps that a whole run must have for so many."""
-FEWEST_BATCH = 4
+PACKS = ((8, 16_000), (4, 8_000), (1, 0))
+"""Trials that begin together, and the rows that a whole run must go through for so many, or all it wants: an eighth of
+it has to tell them apart. Where it cannot, the first settings get all the time, or noise would choose (docs/log.md)."""
+STEPS_WANTED = 1500
+"""Prompts learn by steps: over as many rows, 8 a step reach more than 32 where a run is short (docs/log.md)."""
+FEWEST_ROWS, MOST_ROWS = 8, 32
+"""Of a step."""
 MOST_TRIALS = 24
 CARVED = 0.1
 FEWEST_VALIDATION, MOST_VALIDATION, MOST_CARVED_TEST = 50, 1000, 2000
@@ -32,8 +36,8 @@ FEWEST_TO_CARVE_TEST = 200
 """A smaller set has no rows to spare: the validation rows are reported, and the report says so."""
 CLOSING_SHARE = 0.2
 """Of the time, for evaluation of the reported rows and the served check."""
-VALIDATION_SHARE = 0.25
-"""Of an epoch's training time."""
+VALIDATION_SHARE = 0.15
+"""Of an epoch's training time, at most."""
 SPARE = 1.1
 """What is foreseen takes that much longer."""
 CLOSING_S = 3.0
@@ -77,8 +81,7 @@ def plan(facts: Facts, speed: Speed, seconds: float) -> Plan:
     row_s = facts.tokens * speed.train
     begun = PACKS[0][0] * START_ROWS * facts.tokens / facts.items * speed.evaluate
     seen = max(seconds - closing - begun, 0.3 * seconds) / SPARE / row_s
-    batch_rows = 32 if rows >= 1000 else 16 if rows >= 200 else 8
-    together, run = _pack(seen, rows, facts.items, batch_rows)
+    together, run = _pack(seen, rows, facts.items)
     epochs, epoch_rows = _epochs(run, rows)
     validation = min(
         validation, max(round(VALIDATION_SHARE * epoch_rows * speed.train / speed.evaluate), FEWEST_VALIDATION)
@@ -88,7 +91,7 @@ def plan(facts: Facts, speed: Speed, seconds: float) -> Plan:
         limits=_limits(facts, validation, test, used if used < rows else None),
         carve=validation if facts.validation is None else None,
         carve_test=test if facts.test is None and test else None,
-        batch_rows=min(batch_rows, max(math.ceil(epoch_rows * facts.items), FEWEST_BATCH)),
+        batch_rows=min(_batch_rows(run * facts.items), max(math.ceil(epoch_rows * facts.items), 4)),
         epochs=epochs,
         epoch_rows=None if epoch_rows >= used else math.ceil(epoch_rows * facts.items),
         together=together,
@@ -115,20 +118,25 @@ def _evaluation(facts: Facts, speed: Speed, validation: int, test: int) -> float
     return (validation + test + (test or validation)) * facts.tokens * speed.evaluate
 
 
-def _pack(seen: float, rows: int, items: float, batch_rows: int) -> tuple[int, float]:
+def _pack(seen: float, rows: int, items: float) -> tuple[int, float]:
     """How many trials begin, and how many rows the one that is left goes through, of `seen` rows for all of them."""
     wanted = rows * min(max(ROWS_WANTED / rows, PASSES[0]), PASSES[1])
-    for together, steps in PACKS:
+    for together, least in PACKS:
         run = min(wanted, seen / _bracket(together))
-        if run * items / batch_rows >= steps:
+        if run == wanted or run * items >= least:
             return together, run
-    raise AssertionError("the smallest pack needs no steps. This is a bug.")
+    raise AssertionError("one trial needs no rows. This is a bug.")
+
+
+def _batch_rows(run: float) -> int:
+    """Rows of a step, a power of two: as many as leave a run of so many rows the steps it wants."""
+    return min(max(1 << max(round(math.log2(run / STEPS_WANTED)), 0), FEWEST_ROWS), MOST_ROWS)
 
 
 def _bracket(together: int) -> float:
     """Whole runs' worth of steps that halving so many trials costs, validation included."""
     epochs = expected_epochs(pruner_of("halving", EPOCHS), 0, EPOCHS, together, least=1)
-    return epochs / EPOCHS * (1 + VALIDATION_SHARE / 2)
+    return epochs / EPOCHS * (1 + VALIDATION_SHARE)
 
 
 def _epochs(run: float, rows: int) -> tuple[int, int]:

@@ -255,8 +255,8 @@ class OptimiserSection(Section):
     """Rows that make an epoch; unset: all. On a large set, after all rows is late to validate for the first time:
     epochs of so many rows go through the set in turn, and the rate's schedule counts them."""
     batch_rows: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Rows per step; premises with all their choices, where there are choices. Roles and entities learn more from 4 or
-    8 than from 32 with as many tokens: more steps. Trials in a pack keep the machine busy all the same."""
+    """Rows per step; premises with all their choices, where there are choices. Where a run is short, prompts learn more
+    from 4 or 8 than from 32 with as many tokens: more steps. Trials in a pack keep the machine busy all the same."""
     schedule: Literal["linear", "exponential", "constant"] = "linear"
     """After the warm-up: linear decay to zero, as published for sentences; times `gamma` after every epoch, as
     published for tags, roles and answers; or no decay."""
