@@ -124,9 +124,10 @@ def test_rows_alone_are_enough(run: Run, folder: Path) -> None:
     found = load(folder / "runs/texts/recipe.toml")
     assert found.data is not None
     assert (found.data.text, found.data.label, found.prompt.init) == (("text",), "label", "labels")
-    space = load(folder / "runs/texts/search.toml").sweep
-    assert space is not None
-    assert set(space.space) == {"prompt.length", "optimiser.prompt_rate", "optimiser.head_rate"}
+    planned = load(folder / "runs/texts/search.toml")
+    assert planned.optimiser.prompt_rate == pytest.approx(3e-2 * (planned.optimiser.batch_rows / 32) ** 0.5, rel=0.05)
+    assert planned.sweep is not None
+    assert set(planned.sweep.space) == {"prompt.length", "optimiser.prompt_rate", "optimiser.head_rate"}
     assert run("train", "runs/texts/recipe.toml", "--out", "again")[0] == 0
     reports = [json.loads((folder / name / "report.json").read_text()) for name in ("runs/texts", "again")]
     curves = [[epoch["validation"]["accuracy"] for epoch in report["curve"]] for report in reports]
