@@ -29,6 +29,8 @@ STEPS_WANTED = 1500
 """Prompts learn by steps: over as many rows, 8 a step reach more than 32 where a run is short (docs/log.md)."""
 FEWEST_ROWS, MOST_ROWS = 8, 32
 """Of a step."""
+FEWEST_ROWS_OF_FEW = 4
+"""Of a step where an epoch has fewer rows than a step would."""
 MOST_TRIALS = 24
 CARVED = 0.1
 FEWEST_VALIDATION, MOST_VALIDATION, MOST_CARVED_TEST = 50, 1000, 2000
@@ -91,7 +93,7 @@ def plan(facts: Facts, speed: Speed, seconds: float) -> Plan:
         limits=_limits(facts, validation, test, used if used < rows else None),
         carve=validation if facts.validation is None else None,
         carve_test=test if facts.test is None and test else None,
-        batch_rows=min(_batch_rows(run * facts.items), max(math.ceil(epoch_rows * facts.items), 4)),
+        batch_rows=min(_batch_rows(run * facts.items), max(math.ceil(epoch_rows * facts.items), FEWEST_ROWS_OF_FEW)),
         epochs=epochs,
         epoch_rows=None if epoch_rows >= used else math.ceil(epoch_rows * facts.items),
         together=together,
@@ -130,7 +132,9 @@ def _pack(seen: float, rows: int, items: float) -> tuple[int, float]:
 
 def _batch_rows(run: float) -> int:
     """Rows of a step, a power of two: as many as leave a run of so many rows the steps it wants."""
-    return min(max(1 << max(round(math.log2(run / STEPS_WANTED)), 0), FEWEST_ROWS), MOST_ROWS)
+    return next(
+        (rows for rows in (MOST_ROWS, MOST_ROWS // 2) if run / rows >= STEPS_WANTED / math.sqrt(2)), FEWEST_ROWS
+    )
 
 
 def _bracket(together: int) -> float:
