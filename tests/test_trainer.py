@@ -1,18 +1,13 @@
-"""Whole runs on tiny backbones: what learns, what is repeated, what survives an interruption."""
+"""Whole runs on tiny backbones: what learns, what is repeated, what is refused."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import signal
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
@@ -21,19 +16,16 @@ from prefixbank.model_store.errors import (
     InvalidData,
     ServingMismatch,
     TrainingError,
-    TrainingInterrupted,
 )
 from prefixbank.model_store.task_prompt import Pooler, TaskPrompt
 from prefixbank.trainer.build import build
 from prefixbank.trainer.deep_prompt import DeepPrompt
-from prefixbank.trainer.outcome import conclude
 from prefixbank.trainer.pack import Pack
 from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
-from prefixbank.trainer.recipe import Recipe, parse
-from prefixbank.trainer.run import Trained, train
 from tests.conftest import DEVICE
 from tests.tiny import tiny_backbone_folder
+from tests.training_cases import prompt_of, recipe_of, run, same_bits, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +35,7 @@ if TYPE_CHECKING:
     from prefixbank.model_store.backbones.packing import PackedTokens
     from prefixbank.model_store.tasks.features import Features
     from prefixbank.trainer.build import Built
-    from prefixbank.trainer.outcome import Outcome
-
-WORDS = ["film", "quiet", "joy", "dull", "plot", "table", "seven", "lights", "kitchen", "weather", "music", "sky"]
+    from prefixbank.trainer.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -55,48 +45,9 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sentences that are about joy or not, and names of places among words."""
     folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    texts, sentences = [], []
-    for _ in range(48):
-        words = random.choice(WORDS, random.integers(3, 9)).tolist()
-        texts.append({"text": " ".join(words), "label": "happy" if "joy" in words or "music" in words else "plain"})
-        place = random.integers(len(words))
-        words[place : place + 1] = ["new", "york"]
-        tags = ["B-place" if w == "new" else "I-place" if w == "york" else "O" for w in words]
-        sentences.append("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags, strict=True)))
-    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    (folder / "words.conll").write_text("\n".join(sentences))
+    write_rows(folder)
     return folder
-
-
-def recipe_of(family: str = "text-classification", **changes: Any) -> Recipe:
-    file = "texts.jsonl" if family == "text-classification" else "words.conll"
-    table: dict[str, Any] = {
-        "family": family,
-        "data": {"train": file, "validation": file, "test": file},
-        "prompt": {"length": 6},
-        "optimiser": {"epochs": 3, "batch_rows": 8},
-        "dtype": "float32",
-    }
-    for section, fields in changes.items():
-        table[section] = table[section] | fields if isinstance(fields, dict) and section in table else fields
-    return parse(table)
-
-
-def run(recipe: Recipe, root: Path, out: Path, backbone: Backbone, **options: Any) -> Trained:
-    return train(recipe, out, root=root, backbone=backbone, **options)
-
-
-def prompt_of(trained: Trained) -> TaskPrompt:
-    assert trained.prompt is not None
-    return trained.prompt
-
-
-def same_bits(one: TaskPrompt, other: TaskPrompt) -> bool:
-    tensors = [(p.kv_N2HPD, p.head.weight_CM, p.head.bias_C) for p in (one, other)]
-    return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -213,73 +164,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(root: Path, tmp_
     assert not same_bits(first, other)
 
 
-class Interrupter(LogDisplay):
-    """Sends the signal that Ctrl-C or a scheduler sends after some step."""
-
-    def __init__(self, after: int, number: int) -> None:
-        self.after = after
-        self.number = number
-
-    def step(self, step: int, loss: float) -> None:
-        if step == self.after:
-            signal.raise_signal(self.number)
-
-
-@pytest.mark.parametrize(("after", "number"), [(9, signal.SIGINT), (12, signal.SIGTERM)])
-def test_a_resumed_run_equals_the_uninterrupted_one(
-    after: int, number: int, root: Path, tmp_path: Path, backbone: Backbone
-) -> None:
-    recipe = recipe_of(prompt={"dropout": 0.1}, optimiser={"backbone_dropout": True})
-    whole = run(recipe, root, tmp_path / "whole", backbone)
-    with pytest.raises(TrainingInterrupted, match=f"after step {after}"):
-        run(recipe, root, tmp_path / "cut", backbone, display=Interrupter(after, number))
-    resumed = run(recipe, root, tmp_path / "cut", backbone, resume=True)
-    assert same_bits(prompt_of(whole), prompt_of(resumed))
-    curves = [[(e["train_loss"], e["validation"]) for e in t.report["curve"]] for t in (whole, resumed)]
-    assert curves[0] == curves[1]
-    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
-
-
-def test_the_checkpoint_of_another_recipe_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(TrainingInterrupted):
-        run(recipe_of(), root, tmp_path, backbone, display=Interrupter(2, signal.SIGINT))
-    with pytest.raises(TrainingError, match="another recipe"):
-        run(recipe_of(seed=3), root, tmp_path, backbone, resume=True)
-
-
-def test_another_backbone_does_not_go_on_with_a_run(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(TrainingInterrupted):
-        run(recipe_of(), root, tmp_path, backbone, display=Interrupter(2, signal.SIGINT))
-    other = replace(backbone, ref=backbone.ref.model_copy(update={"fingerprint": "f" * 64}))
-    with pytest.raises(TrainingError, match="of another backbone"):
-        run(recipe_of(), root, tmp_path, other, resume=True)
-
-
-def test_a_checkpoint_of_another_version_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    for state in ("{}", "[]", "null", '{"identity": "x", "curve": [], "more": 1}'):
-        save_file({"now.a": torch.ones(1)}, tmp_path / "checkpoint.safetensors", {"prefixbank": state})
-        with pytest.raises(TrainingError, match="another version of this program"):
-            run(recipe_of(), root, tmp_path, backbone, resume=True)
-
-
-def test_a_disk_that_is_full_at_the_end_says_where_and_what_goes_on(
-    root: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-
-        def concluded(*arguments: Any) -> Outcome:
-            patched.setattr(os, "fsync", full)
-            return conclude(*arguments)
-
-        patched.setattr("prefixbank.trainer.run.conclude", concluded)
-        with pytest.raises(TrainingError, match=r"/\S*: found no way .*No space left on device.*--resume continues"):
-            run(recipe_of(), root, tmp_path, backbone)
-    assert run(recipe_of(), root, tmp_path, backbone, resume=True).folder == tmp_path / "artifact"
-
-
 @pytest.mark.parametrize("label", ["x" * 1001, "\ud800"], ids=["long", "half a character"])
 def test_a_label_that_no_artifact_holds_is_refused_before_training(
     label: str, root: Path, tmp_path: Path, backbone: Backbone
@@ -288,24 +172,6 @@ def test_a_label_that_no_artifact_holds_is_refused_before_training(
     (root / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InvalidData, match=r"labels\.jsonl:2: label: found"):
         run(recipe_of(data={"train": "labels.jsonl"}), root, tmp_path, backbone)
-
-
-def test_an_unfinished_run_is_not_begun_anew(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(TrainingInterrupted):
-        run(recipe_of(), root, tmp_path, backbone, display=Interrupter(2, signal.SIGINT))
-    with pytest.raises(TrainingError, match="found an unfinished run, wanted --resume"):
-        run(recipe_of(), root, tmp_path, backbone)
-
-
-def test_resuming_nothing_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(TrainingError, match="no checkpoint"):
-        run(recipe_of(), root, tmp_path, backbone, resume=True)
-
-
-def test_a_checkpoint_cut_short_is_refused(root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    with pytest.raises(TrainingError, match="no checkpoint of this program"):
-        run(recipe_of(), root, tmp_path, backbone, resume=True)
 
 
 def test_a_run_stops_when_it_is_out_of_patience(root: Path, tmp_path: Path, backbone: Backbone) -> None:
