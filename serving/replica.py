@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ray import serve
 
+from prefixbank.model_store.backbones.devices import device_named
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import InvalidConfig
 from prefixbank.model_store.store import PromptStore
@@ -49,7 +50,7 @@ class Replica:
 
     def _build(self, config: ServeConfig) -> None:
         torch.set_num_threads(threads_per_replica(config))
-        device = chosen_device(config.device)
+        device = device_named(config.device)
         backbone = load_backbone(config.backbone, dtype=getattr(torch, config.dtype), device=device)
         encoding = EncodingLimits(max_inputs=config.max_inputs, num_threads=config.tokenizer_threads)
         access = Access.from_file(config.keys) if config.keys else Access.open()
@@ -78,20 +79,13 @@ def deployment(config: ServeConfig) -> Deployment:
         name="replica",
         num_replicas=config.num_replicas,
         max_ongoing_requests=100_000,
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if chosen_device(config.device).type == "cuda" else 0},
+        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if device_named(config.device).type == "cuda" else 0},
         graceful_shutdown_timeout_s=5.0,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2.0,
         max_constructor_retry_count=1,
     )
     return as_deployment(Replica)
-
-
-def chosen_device(device: str) -> torch.device:
-    """The device a setting names; "auto" is a GPU if there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
 
 
 def threads_per_replica(config: ServeConfig) -> int:

@@ -92,6 +92,17 @@ def test_bad_rows_of_csv_are_named_by_line(tmp_path: Path) -> None:
     assert fault.startswith("2: found bytes that are not UTF-8")
 
 
+def test_a_byte_that_is_no_character_costs_its_own_row_of_csv(tmp_path: Path) -> None:
+    faults = read_csv(tmp_path, '"one', "bad \udcff line", 'three",x', '"four', '\udcff five",x')
+    problem = "found bytes that are not UTF-8"
+    assert faults == [f"{line}: {problem}" for line in range(2, 7)]
+
+
+def test_an_empty_line_is_no_header(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("\ntext\tlabel\n\nfine\tx\n")
+    assert [row.texts for row in read_file(tmp_path / "a.tsv").rows] == [("fine",)]
+
+
 def test_every_line_that_an_open_quote_swallows_is_counted(tmp_path: Path) -> None:
     faults = read_csv(tmp_path, '"open,x', "fine,x", '"closed" by chance,x')
     assert [fault.split(":")[0] for fault in faults] == ["2", "3", "4"]
@@ -120,6 +131,8 @@ def test_a_slice_counts_bad_rows_in_their_place(tmp_path: Path) -> None:
         ("a.tsv", gzip.compress(b"text\tlabel\nfine\tx\n", mtime=0), "found a gzip archive, wanted UTF-8 text"),
         ("a.tsv", "text\tlabel\nfine\tx\n".encode("utf-16"), "found UTF-16 text, wanted UTF-8 text"),
         ("a.tsv", b"text\tlabel\n\0\0\0\n", "found a binary file (a zero at byte 12), wanted UTF-8 text"),
+        ("a.csv", b"text,label\ra,x\rb,y\r", "found lines that end in a carriage return alone, wanted line feeds"),
+        ("a.csv", b"text,\rlabel\na,x\n", "found no CSV in the first line: "),
         ("a.jsonl", b"PAR1....", "found a Parquet file, wanted UTF-8 text"),
         ("a.jsonl", b"text\tlabel\nfine\tx\n", "found no good row among 2, is it of another format? First: "),
         ("a.tsv", b'{"text": "a", "label": "x"}\n' * 9, "found no good row among 8, is it of another format? First: "),

@@ -18,6 +18,8 @@ from prefixbank.trainer.recipe import parse
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from prefixbank.trainer.readers.faults import Reading
+
 
 def texts(folder: Path, name: str, **fields: Any) -> list[TextExample]:
     recipe = parse({"family": "text-classification", "data": {"train": name, **fields}})
@@ -181,11 +183,17 @@ def test_questions_come_with_their_answers_and_paragraph(tmp_path: Path) -> None
     assert AnswerSpan("Oslo", 3).end == 7
 
 
+def flat(path: Path) -> Reading[Any]:
+    recipe = parse({"family": "question-answering", "data": {"train": path.name}})
+    assert recipe.data is not None
+    return read(recipe, recipe.data.train, path.parent)
+
+
 def test_questions_of_the_hub_are_read_line_by_line(tmp_path: Path) -> None:
     answers = [{"text": ["Oslo"], "answer_start": [3]}, {"text": [], "answer_start": []}]
     lines = [{"id": "q", "question": "Where?", "context": "In Oslo.", "answers": answer} for answer in answers]
     path = written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines)))
-    assert [(row.answers, row.paragraph) for row in read_questions(path).rows] == [
+    assert [(row.answers, row.paragraph) for row in flat(path).rows] == [
         ((AnswerSpan("Oslo", 3),), 0),
         ((), 0),
     ]
@@ -202,7 +210,7 @@ def test_questions_of_the_hub_are_read_line_by_line(tmp_path: Path) -> None:
 def test_a_bad_question_of_the_hub_is_named_by_line(tmp_path: Path, odd: dict[str, object], problem: str) -> None:
     fine = {"id": "q", "question": "Where?", "context": "In Oslo.", "answers": {"text": [], "answer_start": []}}
     path = written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, [fine | odd, *[fine] * 120])))
-    (fault,) = read_questions(path).skipped
+    (fault,) = flat(path).skipped
     assert fault.where.endswith("a.jsonl:1")
     assert fault.problem.startswith(problem)
 
@@ -215,6 +223,20 @@ def test_real_questions_have_no_bad_row(shared_data: Path, name: str, questions:
     reading = read_questions(shared_data / "squad" / name)
     assert (len(reading.rows), reading.skipped) == (questions, ())
     assert sum(not row.answers for row in reading.rows) == impossible
+
+
+def test_questions_about_one_text_belong_together_wherever_they_stand(tmp_path: Path) -> None:
+    paragraphs = [{"context": text, "qas": [{"id": n, "question": "q", "answers": []}]} for n, text in enumerate("aba")]
+    path = written(tmp_path, "a.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    assert [row.paragraph for row in read_questions(path).rows] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("impossible", ["true", 2, []])
+def test_what_is_impossible_is_true_or_false(tmp_path: Path, impossible: object) -> None:
+    fine = {"id": "q", "question": "Where?", "context": "In Oslo.", "is_impossible": 1}
+    odd = fine | {"is_impossible": impossible}
+    path = written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, [odd, *[fine] * 120])))
+    assert [fault.problem.split(",")[0] for fault in flat(path).skipped] == [f"is_impossible: found {impossible!r}"]
 
 
 def test_propbank_columns_give_a_row_per_predicate(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -51,8 +51,14 @@ class Columns:
         return iter(self.rows)
 
 
+class DatasetsError(Exception):
+    """What the library's own errors derive from."""
+
+
 class Hub(ModuleType):
     """The library: one data set, and how it was asked for."""
+
+    exceptions = SimpleNamespace(DatasetsError=DatasetsError)
 
     def __init__(self, found: Columns | Exception) -> None:
         super().__init__("datasets")
@@ -86,8 +92,8 @@ def test_numbered_labels_get_their_names(tmp_path: Path, monkeypatch: pytest.Mon
     source = {"hub": "super_glue", "config": "cb", "split": "validation", "revision": "abc"}
     fields: dict[str, Any] = {"text": ["premise", "hypothesis"], "rename": {"neutral": "maybe"}}
     assert rows_of(tmp_path, "text-classification", source, **fields) == [
-        TextExample(("p", "h"), "maybe", "hub:super_glue/cb/validation:1"),
-        TextExample(("q", "i"), "entailment", "hub:super_glue/cb/validation:2"),
+        TextExample(("p", "h"), "maybe", "hub:super_glue/cb/validation@abc:1"),
+        TextExample(("q", "i"), "entailment", "hub:super_glue/cb/validation@abc:2"),
     ]
     assert hub.asked == [("super_glue", "cb", "validation", "abc")]
 
@@ -162,6 +168,7 @@ def test_the_digest_is_that_of_the_rows(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         (RuntimeError("Dataset scripts are no longer supported, but found a.py"), "refs/convert/parquet"),
         (ValueError('Unknown split "dev". Should be one of'), "Unknown split"),
+        (DatasetsError("An error occurred while generating the dataset"), "while generating"),
     ],
 )
 def test_what_the_hub_lacks_is_told_in_one_sentence(
@@ -170,6 +177,13 @@ def test_what_the_hub_lacks_is_told_in_one_sentence(
     installed(monkeypatch, error)
     with pytest.raises(InvalidData, match=f"^hub:none/train: .*{words}"):
         rows_of(tmp_path, "text-classification", {"hub": "none"})
+
+
+def test_a_row_without_a_list_of_labels_is_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = [{"tokens": ["Oslo"], "tags": [1]}] * 200 + [{"tokens": ["a"], "tags": None}]
+    installed(monkeypatch, Columns(rows, {"tags": List(ClassLabel(["O", "B-LOC"]))}))
+    found = rows_of(tmp_path, "token-classification", {"hub": "x"}, text=["tokens"], label="tags")
+    assert [row.tags for row in found] == [("B-LOC",)] * 200
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

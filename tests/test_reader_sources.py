@@ -73,7 +73,28 @@ def test_words_may_lie_beside_the_props(tmp_path: Path) -> None:
     splits = read_splits(recipe, tmp_path)
     assert splits.train == [PropositionExample(("Tom", "ran"), ("B-A0", "B-V"), 1, 0, "props:1")]
     written(tmp_path, "words", "Tim N", "ran V")
-    assert read_splits(recipe, tmp_path).files["props"] != splits.files["props"]
+    assert read_splits(recipe, tmp_path).files["props with words"] != splits.files["props with words"]
+
+
+def test_props_without_their_words_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, "props", "- (A0* (A0*", "- *) *)", "sit (V*) *", "stand * (V*)")
+    with pytest.raises(InvalidData, match=r"found brackets in column 2, wanted the predicates: is words = FILE"):
+        read_as(tmp_path, ROLES, "props", layout="conll2005")
+    written(tmp_path, "columns", "Tom - (A0*)", "ran run (V*)")
+    assert read_as(tmp_path, ROLES, "columns", layout="conll2005").rows[0].words == ("Tom", "ran")
+
+
+def test_names_of_columns_are_for_tables(tmp_path: Path) -> None:
+    written(tmp_path, "a.conll", "Oslo B-LOC")
+    for family in ("token-classification", ROLES):
+        recipe = recipe_of(family, {"path": "a.conll", "columns": {"a": "b"}})
+        with pytest.raises(InvalidData, match=r"a\.conll: found columns = .*only tables have named columns"):
+            read_splits(recipe, tmp_path)
+    line = {"q": "Where?", "passage": "In Oslo.", "is_impossible": True}
+    written(tmp_path, "a.jsonl", *[json.dumps(line)] * 2)
+    recipe = recipe_of(QUESTIONS, {"path": "a.jsonl", "columns": {"q": "question", "passage": "context"}}, carve=1)
+    with pytest.raises(InvalidData, match="belong together"):
+        read_splits(recipe, tmp_path)
 
 
 def test_choices_of_a_recipe_are_premise_and_choices(tmp_path: Path) -> None:
@@ -84,6 +105,8 @@ def test_choices_of_a_recipe_are_premise_and_choices(tmp_path: Path) -> None:
         ChoicesExample("p", ("a", "b"), "so", 1, "copa.jsonl:1")
     ]
     assert read_as(tmp_path, CHOICES, name, **fields).rows[0].connector == ""
+    fields["rename"] = {"1": "0", "2": "choice2"}
+    assert read_as(tmp_path, CHOICES, name, **fields).rows[0].right == 0
 
 
 def test_splits_may_name_their_columns_otherwise(tmp_path: Path) -> None:
@@ -137,7 +160,7 @@ def test_broken_sentences_of_a_conll_file_are_left_out_and_told_by_split(tmp_pat
     splits = read_splits(recipe, tmp_path)
     assert len(splits.train) + len(splits.validation) == 300
     where = tmp_path / "a.conll"
-    assert splits.skipped == {
+    assert {name: list(map(str, faults)) for name, faults in splits.skipped.items()} == {
         "train": [
             f"{where}:902: found 1 columns, wanted 2 as in line 1",
             f"{where}:905: found tag 'X-LOC', wanted O or B-, I- and a type",

@@ -197,6 +197,13 @@ def test_iob2_starts_a_span_that_begins_inside() -> None:
     assert iob2(["I-a", "I-a", "O", "I-b", "I-a"], "iob2") == ("B-a", "I-a", "O", "B-b", "B-a")
 
 
+@pytest.mark.parametrize("tag", ["-ORG", "BI-PER", "B-", "-", "X-ORG", "-LRB-"])
+@pytest.mark.parametrize("scheme", ["iob1", "iob2", "bilou", "iobes"])
+def test_a_tag_of_no_scheme_is_refused(tag: str, scheme: str) -> None:
+    with pytest.raises(ValueError, match="found tag"):
+        iob2(["O", tag], scheme)
+
+
 def test_bilou_ends_a_span_after_its_last_word() -> None:
     assert iob2(["U-a", "I-a", "L-a", "I-a"], "bilou") == ("B-a", "B-a", "I-a", "B-a")
 

@@ -87,7 +87,43 @@ def test_a_recipe_without_a_space_gets_what_decides_most(changes: dict[str, Any]
 def test_hard_sequence_tasks_get_longer_prompts() -> None:
     words = parse({"family": "token-classification", "data": {"train": "x.conll"}})
     lengths = [space_of(recipe).dimensions[0].values for recipe in (words, recipe_of(sweep={"space": {}}))]
-    assert lengths == [(16, 32, 64, 128), (8, 16, 32, 64)]
+    assert lengths == [(16, 20, 32, 64, 128), (4, 8, 16, 32, 64)]
+
+
+def test_the_usual_space_holds_the_recipe_itself() -> None:
+    own = {"prompt": {"length": 5, "init": "normal"}, "optimiser": {"prompt_rate": 0.5, "head_rate": 1e-4}}
+    space = space_of(recipe_of(sweep={"space": {}}, **own))
+    settings = space.settings(space.own())
+    assert list(settings.values()) == [5, "normal", 0.5, 1e-4]
+
+
+def test_a_step_never_goes_beyond_the_end() -> None:
+    space = space_of(swept({"prompt.length": {"low": 1, "high": 10, "step": 5}}, prompt={"length": 10}))
+    [dimension] = space.dimensions
+    assert [dimension.place(value) for value in (1, 4, 8, 10)] == [1, 6, 6, 6]
+    assert dimension.places() == [1, 6]
+
+
+@pytest.mark.parametrize(
+    ("space", "data"),
+    [
+        ({"selection.metric": ["accuracy", "loss"]}, {}),
+        ({"selection": [{"metric": "loss"}]}, {}),
+        ({"data.seed": [1, 2]}, {}),
+        ({"data.carve_test": [0.1, 0.3]}, {"carve_test": 0.1}),
+        ({"data.train.limit": [10, 20]}, {"carve_test": 0.1}),
+    ],
+)
+def test_what_ranks_trials_and_what_is_reported_is_the_same_for_all(
+    space: dict[str, Any], data: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRecipe, match="found a field that trials share"):
+        space_of(swept(space, data={"test": None} | data))
+
+
+def test_rows_may_vary_where_a_file_is_reported() -> None:
+    recipe = swept({"data.train.limit": [10, 20]}, data={"carve_test": 0.1})
+    assert space_of(recipe).dimensions[0].values == (10, 20)
 
 
 def test_the_first_trial_is_the_recipe_itself_or_what_is_nearest_to_it() -> None:

@@ -86,7 +86,7 @@ def build_trial(
         prompt,
         parts,
         device=backbone.device,
-        identity=prepared.identity(recipe),
+        identity=prepared.identity(recipe, root),
         folder=folder,
         display=display,
         backbone_modules=backbone_modules,
@@ -163,8 +163,7 @@ def _labels(parts: list[Part]) -> list[str]:
 
 
 def _stored(recipe: Recipe, root: Path) -> TaskPrompt | None:
-    start = recipe.prompt.start
-    return None if start is None else artifact.read(root / start)
+    return None if recipe.start is None else artifact.read(root / recipe.start)
 
 
 def _movable(backbone: Backbone) -> Backbone:

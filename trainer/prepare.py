@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prefixbank.model_store import artifact
 from prefixbank.model_store.errors import TrainingError
 from prefixbank.model_store.manifest import MAX_LABEL_CHARS
 from prefixbank.model_store.task_prompt import MAX_LABELS
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.task_prompt import Preprocessing
     from prefixbank.trainer.families import Family, Item
+    from prefixbank.trainer.readers.faults import Fault
     from prefixbank.trainer.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,8 @@ class PreparedPart:
     """By split; those of "train" are units of training, the others whole examples."""
     files: dict[str, str]
     """What the recipe names, and the SHA-256 of what was found there."""
-    skipped: dict[str, list[str]]
-    """Bad rows that were left out, by split: where, and what was wrong."""
+    skipped: dict[str, Sequence[Fault]]
+    """Bad rows that were left out, by split."""
 
     @property
     def reported(self) -> str:
@@ -58,10 +60,15 @@ class Prepared:
     fingerprint: str
     """Of the backbone that they are for."""
 
-    def identity(self, recipe: Recipe) -> str:
-        """Digest of recipe, data and backbone."""
+    def identity(self, recipe: Recipe, root: Path) -> str:
+        """Digest of recipe, data, backbone, and the artifact that the prompt begins from.
+
+        Raises:
+            ArtifactError: there is none where the recipe names one.
+        """
         files = {name: part.files for name, part in self.parts.items()}
         facts = [recipe.model_dump(mode="json"), files, self.fingerprint]
+        facts += [] if recipe.start is None else [artifact.digest(root / recipe.start)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -81,7 +88,7 @@ def _prepare(recipe: Recipe, root: Path, backbone: Backbone) -> PreparedPart:
     check_length(recipe, backbone)
     splits = read_splits(recipe, root)
     family = family_for(recipe, backbone, splits.train)
-    labels = _storable(family.labels(splits.train, recipe.data.labels))
+    labels = _storable(family.labels(splits.labelling, recipe.data.labels))
     prep = family.preprocessing(labels)
     items = {
         name: family.items(getattr(splits, name), labels, backbone.tokenizer, prep, training=name == "train")

@@ -6,7 +6,6 @@ It composes the other modules. It refuses to know serving (the check is handed i
 from __future__ import annotations
 
 import logging
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import torch
 
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
-from prefixbank.model_store.errors import TrainingError
+from prefixbank.model_store.errors import TrainingError, UnexpectedFile
 from prefixbank.trainer import checkpoint, report
 from prefixbank.trainer.build import build, precision_of
 from prefixbank.trainer.loop import Loop
@@ -86,7 +85,7 @@ def train(
     Raises:
         InvalidData, TrainingError, BackboneError: the run cannot begin, or cannot go on.
         TrainingInterrupted: Ctrl-C or SIGTERM; `resume` continues.
-        ServingMismatch: the served logits differ from the trained ones; no artifact is left behind.
+        ServingMismatch: the served logits differ from the trained ones; nothing of this run is written.
     """
     backbone = backbone or backbone_for(recipe, torch.device(device))
     prepared = prepare(recipe, root, backbone)
@@ -122,36 +121,39 @@ def finish(pack: Pack, trial: Trial, prepared: Prepared, out: Path, verify: Veri
     """Evaluate what will be stored, have the server asked, and write artifact and report of every data set.
 
     Raises:
-        ServingMismatch: the served logits differ from the trained ones.
+        ServingMismatch: the served logits of one differ from the trained ones; nothing of any is written.
         TrainingError: they cannot be written; the checkpoint is still there.
     """
     round_prompt(trial)
     trained = Trained({})
     for part in trial.parts:
-        folder = out / part.name
-        folder.mkdir(parents=True, exist_ok=True)
         data = prepared.parts[part.name]
         outcome = conclude(pack, trial, part, data)
-        written = trained.reports[part.name] = _report(pack, trial, part, data, outcome)
+        found = trained.reports[part.name] = _report(pack, trial, part, data, outcome)
         if trial.recipe.method != "full":
-            prompt = fold(trial, part, outcome, pack.backbone)
-            written["serving_check"] = verify and check_serving(prompt, part, data, outcome, pack.backbone, verify)
-            with _written(trial, folder):
-                written["revision"] = _store(prompt, folder / ARTIFACT_FOLDER)
-            trained.prompts[part.name], trained.folders[part.name] = prompt, folder / ARTIFACT_FOLDER
+            prompt = trained.prompts[part.name] = fold(trial, part, outcome, pack.backbone)
+            found["serving_check"] = verify and check_serving(prompt, part, data, outcome, pack.backbone, verify)
+    for name, found in trained.reports.items():
+        folder = out / name
         with _written(trial, folder):
-            report.write(written, folder)
+            if name in trained.prompts:
+                trained.folders[name] = folder / ARTIFACT_FOLDER
+                found["revision"] = artifact.write(trained.prompts[name], trained.folders[name])
+            folder.mkdir(parents=True, exist_ok=True)
+            report.write(found, folder)
     return trained
 
 
 @contextmanager
 def _written(trial: Trial, folder: Path) -> Iterator[None]:
     """Say of what cannot be written where that is, and how the run goes on."""
+    remedy = "" if trial.folder is None else f": {trial.folder} holds the run, --resume continues"
     try:
         yield
+    except UnexpectedFile as error:
+        raise TrainingError(f"{error}{remedy}") from error
     except OSError as error:
         problem = f"{error.filename or folder}: found no way to write artifact and report ({error.strerror or error})"
-        remedy = "" if trial.folder is None else f": {trial.folder} holds the run, --resume continues"
         raise TrainingError(f"{problem}{remedy}") from error
 
 
@@ -167,10 +169,3 @@ def _report(pack: Pack, trial: Trial, part: Part, data: PreparedPart, outcome: O
         data=data.files,
         skipped=data.skipped,
     )
-
-
-def _store(prompt: TaskPrompt, folder: Path) -> str:
-    """Write the artifact in the place of an older one; return its digest."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    return artifact.write(prompt, folder)

@@ -114,10 +114,13 @@ def _drawn(items: Sequence[Item], length: int, generator: torch.Generator) -> li
 
 
 def _label_row(material: Material) -> PackRow:
-    """The words of all labels as one text, without special tokens."""
+    """The words of all labels as one text, without special tokens, as far as the backbone reads."""
     tokenizer = TextTokenizer(material.backbone.tokenizer)
     text = " ".join(_words(material.labels))
-    token_ids = np.array(tokenizer.split(text, add_prefix_space=False).ids, dtype=np.int64)
+    found = tokenizer.split(text, add_prefix_space=False).ids[: material.backbone.max_tokens(0)]
+    if not found:
+        raise TrainingError('prompt.init: found "labels" and no word in any label, wanted "text" or another start')
+    token_ids = np.array(found, dtype=np.int64)
     return PackRow(token_ids, np.zeros_like(token_ids))
 
 

@@ -82,6 +82,11 @@ class State:
     pruned: bool = False
     """It could have gone on: others have come further, or time is short."""
 
+    @property
+    def seconds(self) -> float:
+        """Training time, the epoch at hand included; validation excluded."""
+        return self.train_seconds + self.epoch_seconds
+
     def to_json(self) -> dict[str, Any]:
         # -inf is no JSON number, and follows from best_epoch.
         return asdict(self) | ({} if self.best_epoch else {"best_score": None})

@@ -24,8 +24,6 @@ from prefixbank.model_store.errors import BackboneError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from tokenizers import Tokenizer
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -73,10 +71,6 @@ class Backbone:
     def max_tokens(self, position_offset: int) -> int:
         """Longest row, special tokens included, of a task prompt with this offset."""
         return max(0, self.positions.count - position_offset)
-
-    def position_ids(self, lengths: Sequence[int], offsets: Sequence[int]) -> NDArray[np.int64]:
-        """The position ids [T] of packed rows in this backbone's own numbering."""
-        return self.positions.number_plain(lengths, offsets)
 
     def pack(self, rows: Sequence[PackRow]) -> PackedTokens:
         """Lay `rows` end to end on this backbone's device; see `packing.pack`."""

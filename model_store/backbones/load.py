@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from prefixbank.model_store.backbones.architectures import Architecture, architecture_of
 from prefixbank.model_store.backbones.backbone import Backbone
 from prefixbank.model_store.backbones.cpu_instructions import bound_instructions
+from prefixbank.model_store.backbones.devices import check_present
 from prefixbank.model_store.backbones.fingerprint import fingerprint
 from prefixbank.model_store.backbones.lm_head import load_lm_head
 from prefixbank.model_store.backbones.packing import PackRow
@@ -44,10 +45,12 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32, device: to
 
     Raises:
         UnsupportedBackbone: when its architecture does not go through the seam, or its files are of another format.
-        BackboneError: when it cannot be found, or its checkpoint is not whole.
+        BackboneError: when it cannot be found, or its checkpoint is not whole, or the device is not here.
     """
     if dtype not in DTYPES:
         raise BackboneError(f"a backbone is served in float32, bfloat16 or float16, not {dtype}")
+    device = torch.device(device)
+    check_present(device)
     bound_instructions()
     bound_shape_caches()
     folder = locate(source)
@@ -61,13 +64,13 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32, device: to
     pooler = _take_pooler(model, missing, folder)
     for module in (model, pooler):
         if module is not None:
-            _freeze(module, torch.device(device))
+            _freeze(module, device)
     backbone = Backbone(
         ref=_reference(source, folder, architecture, config, names, model.base_model_prefix, tokenizer),
         tokenizer=tokenizer,
         positions=architecture.positions(config),
         dtype=dtype,
-        device=torch.device(device),
+        device=device,
         model=model,
         pooler=pooler,
         has_token_types=architecture.has_token_types(config),

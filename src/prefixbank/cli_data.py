@@ -73,6 +73,7 @@ def train_within(
     Args:
         began: when the time began to run, on the monotonic clock.
     """
+    from prefixbank.model_store.backbones.devices import device_named
     from prefixbank.trainer import defaults
     from prefixbank.trainer.run import backbone_for
     from prefixbank.trainer.sweep import Job, TimeLimit, seconds_of, sweep
@@ -89,7 +90,7 @@ def train_within(
     choice = defaults.resumed(folder, limit) if resume else None
     recipe = defaults.begin(request, folder) if choice is None else choice.recipe
     publication = asked.for_artifacts([folder.name], [recipe])
-    backbone = backbone_for(recipe, training.device_of(device))
+    backbone = backbone_for(recipe, device_named(device))
     choice = choice or defaults.choose(request, recipe, folder, backbone, limit)
     for line in choice.remarks:
         training.remark(line)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prefixbank.model_store.address import LIVE, Address
+from prefixbank.model_store.backbones.devices import device_named
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import InvalidRequest, PrefixbankError
 from prefixbank.model_store.store import PromptStore
@@ -35,9 +36,8 @@ def answer_lines(config: ServeConfig, task: str, lines: Iterable[str]) -> Iterat
     """
     spelled, _, alias = task.partition("@")
     address = Address.parse(spelled)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     prompts = PromptStore.existing(config.store)
-    backbone = load_backbone(config.backbone, dtype=getattr(torch, config.dtype), device=device)
+    backbone = load_backbone(config.backbone, dtype=getattr(torch, config.dtype), device=device_named(config.device))
     prefix_dtype = prefix_dtype_of(config.prefix_dtype)
     with Predictor(backbone, prompts, config.limits, prefix_dtype=prefix_dtype) as predictor:
         submitted = (

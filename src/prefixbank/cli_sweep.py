@@ -41,7 +41,11 @@ def sweep(
         int | None, typer.Option(min=1, help="Runs of the best settings.", show_default="3, or the recipe's")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Be done in 90s, 20m, 1h30m. Without --trials, time decides.")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Be done in 90s, 20m, 1h30m; on --resume, what trials took counts. Without --trials, time decides.",
+        ),
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, random or grid.", show_default="tpe")] = None,
     pruner: Annotated[str | None, typer.Option(help="median, halving or none.", show_default="median")] = None,
@@ -60,6 +64,7 @@ def sweep(
     Example: `prefixbank sweep examples/recipes/intents.toml --budget 10m`
     """
     began = time.monotonic()
+    from prefixbank.model_store.backbones.devices import device_named
     from prefixbank.trainer.run import backbone_for
     from prefixbank.trainer.sweep import TimeLimit, seconds_of
     from prefixbank.trainer.sweep import sweep as run_sweep
@@ -77,7 +82,7 @@ def sweep(
     with training.interruptible():
         results = run_sweep(
             jobs,
-            backbone_for(jobs[0].recipe, training.device_of(device)),
+            backbone_for(jobs[0].recipe, device_named(device)),
             show=display_for(len(jobs)),
             limit=limit,
             resume=resume,
@@ -93,7 +98,8 @@ def conclude(job: Job, result: Result, publication: training.Publication) -> Non
     training.remark(f"{job.name}: best of all: {settings}")
     training.summarise(result.trained)
     if len(result.reported) > 1:
-        metric = result.trained.report["selection"]["metric"]
+        mean = "mean " if len(result.trained.reports) > 1 else ""
+        metric = mean + result.trained.report["selection"]["metric"]
         scores = f"{result.mean:.4f} +- {result.std:.4f}"
         training.remark(f"{job.name}: {result.split} {metric} {scores} over {len(result.reported)} seeds")
     training.remark(f"{job.name}: recipe {job.out / job.best_file}, page {job.out / 'sweep.html'}")

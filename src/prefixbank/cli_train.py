@@ -94,6 +94,7 @@ def train_recipe(
     device: str,
 ) -> None:
     """Run a recipe, say what it reached, and publish what is to be published."""
+    from prefixbank.model_store.backbones.devices import device_named
     from prefixbank.trainer import run
     from prefixbank.trainer.recipe import load
 
@@ -106,7 +107,7 @@ def train_recipe(
             chosen,
             folder,
             root=recipe.parent,
-            device=training.device_of(device),
+            device=device_named(device),
             verify=served_logits,
             resume=resume,
             display=display,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
-    import torch
     from numpy.typing import NDArray
 
     from prefixbank.model_store.address import Address
@@ -139,15 +138,6 @@ def need_sweeps() -> None:
         import optuna  # noqa: F401 - only whether it is there
     except ImportError as error:
         raise TrainingError(f"choosing settings lacks {error.name}: pip install prefixbank[train]") from error
-
-
-def device_of(asked: str) -> torch.device:
-    """`auto` resolved."""
-    import torch
-
-    if asked != "auto":
-        return torch.device(asked)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def log_to_stderr(*, always: bool = False) -> None:

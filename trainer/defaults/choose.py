@@ -6,7 +6,6 @@ It composes the other modules and refuses to know how a search is run.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -18,20 +17,18 @@ import torch
 
 from prefixbank.model_store.errors import TrainingError
 from prefixbank.model_store.task_prompt import TaskFamily
-from prefixbank.trainer.build import build_trial
+from prefixbank.trainer.build import build
 from prefixbank.trainer.defaults.guess import guess
 from prefixbank.trainer.defaults.plan import MOST_ROWS, Facts, Plan, plan
 from prefixbank.trainer.families import family_for
-from prefixbank.trainer.pack import Pack
 from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.readers import read
-from prefixbank.trainer.recipe import Recipe, load, parse
+from prefixbank.trainer.recipe import SENTENCE_FAMILIES, WORDLESS_FAMILIES, Recipe, load, parse
 from prefixbank.trainer.recipe.parse import apply_override
 from prefixbank.trainer.recipe.write import write
-from prefixbank.trainer.report.files import SWEEP_FILE
+from prefixbank.trainer.report import is_finished
 from prefixbank.trainer.sweep.default_space import default_space
-from prefixbank.trainer.sweep.record import seconds_in
 from prefixbank.trainer.sweep.search import IDENTITY_FILE, TRIALS_FOLDER
 from prefixbank.trainer.sweep.speed import Speed, fit_threads, measure
 
@@ -40,11 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefixbank.model_store.backbones.backbone import Backbone
-    from prefixbank.trainer.readers import Example
     from prefixbank.trainer.sweep import TimeLimit
 
 RECIPE_FILE, PLAN_FILE = "recipe.toml", "search.toml"
-SENTENCES = (TaskFamily.TEXT_CLASSIFICATION, TaskFamily.MULTIPLE_CHOICE)
 FIRST = {
     True: ({"length": 16}, {"prompt_rate": 3e-2, "head_rate": 1.5e-2}),
     False: ({"length": 64}, {"prompt_rate": 4e-2, "head_rate": 1e-2}),
@@ -91,8 +86,8 @@ def begin(request: Request, out: Path) -> Recipe:
         TrainingError: the folder holds a search that was interrupted.
     """
     recipe = first_recipe(request, out)
-    finished = _is_finished(out)
-    if (out / PLAN_FILE).exists() and not finished:
+    finished = is_finished(out)
+    if (out / IDENTITY_FILE).exists() and not finished:
         raise TrainingError(f"{out}: found an interrupted search, wanted --resume to continue it or another --out")
     if finished:
         shutil.rmtree(out / TRIALS_FOLDER, ignore_errors=True)
@@ -102,14 +97,14 @@ def begin(request: Request, out: Path) -> Recipe:
 
 
 def resumed(out: Path, limit: TimeLimit) -> Choice:
-    """The search that was interrupted, with the time that is left of it.
+    """The search that was interrupted.
 
     Raises:
         TrainingError: there is none.
     """
-    if not (out / PLAN_FILE).exists():
+    if not (out / PLAN_FILE).exists() or not (out / IDENTITY_FILE).exists():
         raise TrainingError(f"{out}: found no search, wanted one to resume")
-    return Choice(load(out / PLAN_FILE), limit.shortened(seconds_in(out / TRIALS_FOLDER)), None)
+    return Choice(load(out / PLAN_FILE), limit, None)
 
 
 def first_recipe(request: Request, out: Path) -> Recipe:
@@ -143,13 +138,13 @@ def choose(request: Request, recipe: Recipe, out: Path, backbone: Backbone, limi
     family = recipe.family
     table = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     most = min(MOST_TOKENS.get(family, USUAL_MOST_TOKENS), backbone.max_tokens(0))
-    lengths, facts = _look(parse(table | {"max_tokens": most}), out, backbone)
+    lengths, facts, labels = _look(parse(table | {"max_tokens": most}), out, backbone)
     table["max_tokens"] = min(most, max(16, 8 * -(-int(np.percentile(lengths, PERCENTILE)) // 8)))
     if family == TaskFamily.QUESTION_ANSWERING:
         table["max_tokens"] = max(table["max_tokens"], 128)
-    length, rates = FIRST[family in SENTENCES]
-    table |= {"prompt": length, "optimiser": rates}
-    speed = _speed(_with(table, request), out, backbone, facts)
+    length, rates = FIRST[family in SENTENCE_FAMILIES]
+    table |= {"prompt": dict(length), "optimiser": dict(rates)}
+    speed = _speed(_with(table, request), out, backbone, facts, labels)
     if limit.left <= 0:
         taken = f"{limit.seconds:g} s, and reading and measuring took {limit.seconds - limit.left:.0f} s"
         raise TrainingError(f"--budget: found {taken}: wanted more")
@@ -167,40 +162,37 @@ def _with(table: dict[str, Any], request: Request) -> Recipe:
     return parse(table)
 
 
-def _look(recipe: Recipe, root: Path, backbone: Backbone) -> tuple[list[int], Facts]:
-    """Tokens of rows of some training examples, and what the data set is."""
+def _look(recipe: Recipe, root: Path, backbone: Backbone) -> tuple[list[int], Facts, tuple[str, ...]]:
+    """Tokens of rows of some training examples, what the data set is, and its labels."""
     assert recipe.data is not None, "a guessed recipe has one data set. This is a bug."
     examples = read(recipe, recipe.data.train, root).rows
     counts = {
         name: len(read(recipe, source, root).rows) for name, source in recipe.data.sources.items() if name != "train"
     }
     some = Random("lengths").sample(examples, min(SAMPLE, len(examples)))
-    lengths = _lengths(recipe, examples, some, backbone)
-    tokens, items = sum(lengths) / len(some), len(lengths) / len(some)
-    return lengths, Facts(len(examples), counts.get("validation"), counts.get("test"), tokens, items)
-
-
-def _lengths(recipe: Recipe, examples: Sequence[Example], some: Sequence[Example], backbone: Backbone) -> list[int]:
-    assert recipe.data is not None, "a guessed recipe has one data set. This is a bug."
     family = family_for(recipe, backbone, examples)
     labels = family.labels(examples, recipe.data.labels)
     items = family.items(some, labels, backbone.tokenizer, family.preprocessing(labels), training=True)
-    return [row.num_tokens for item in items for row in item.rows]
+    lengths = [row.num_tokens for item in items for row in item.rows]
+    tokens = sum(lengths) / len(some)
+    facts = Facts(len(examples), counts.get("validation"), counts.get("test"), tokens, len(lengths) / len(some))
+    return lengths, facts, labels
 
 
-def _speed(recipe: Recipe, root: Path, backbone: Backbone, facts: Facts) -> Speed:
+def _speed(recipe: Recipe, root: Path, backbone: Backbone, facts: Facts, labels: tuple[str, ...]) -> Speed:
     """Measured on a few rows, in packs like those of the search, with as many threads as are of use."""
     table = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     data = {name: value for name, value in table["data"].items() if name not in ("validation", "test")}
     rows = min(PROBE_ROWS, facts.train)
     table["data"] = data | {"train": data["train"] | {"limit": rows}, "carve": max(rows // 4, 1), "carve_test": 0}
+    if recipe.family not in WORDLESS_FAMILIES:
+        table["data"]["labels"] = list(labels)  # those few rows may lack some
     table["optimiser"] = table["optimiser"] | {"batch_rows": PROBE_BATCH}
     probe = parse(table)
     prepared = prepare(probe, root, backbone)
-    trial = build_trial(probe, backbone, prepared, root=root, folder=None, display=LogDisplay())
-    pack = Pack(backbone)
+    trial, pack = build(probe, backbone, prepared, root=root, folder=None, display=LogDisplay())
     fit_threads(pack, trial)
-    return measure(pack, trial, PROBE_TOGETHER)
+    return measure(pack, trial, 1 if probe.method == "full" else PROBE_TOGETHER)
 
 
 def _planned(table: dict[str, Any], planned: Plan) -> dict[str, Any]:
@@ -230,13 +222,6 @@ def _search(recipe: Recipe, planned: Plan, request: Request) -> dict[str, Any]:
     }
     sizes = {"trials": planned.trials, "together": planned.together, "seeds": 1, "pruner": "halving"}
     return {"space": space} | sizes
-
-
-def _is_finished(out: Path) -> bool:
-    try:
-        return json.loads((out / SWEEP_FILE).read_bytes()).get("best") is not None
-    except (FileNotFoundError, ValueError):
-        return False
 
 
 def _measured(facts: Facts, speed: Speed) -> str:

@@ -25,6 +25,7 @@ MOST_LABELS = 200
 RARE = 0.6
 """Where one label has this share of the rows, accuracy would choose a prompt that says nothing else."""
 _CHOICE = re.compile(r"(?:choice|option|ending|alternative)_?(\d+|[A-Ea-e])", re.ASCII)
+_CHOICES = re.compile(r"choices|options|endings|alternatives", re.ASCII)
 _LANGUAGE = re.compile(r"[a-z]{2,3}:", re.ASCII)
 """WikiANN's words begin with the code of their language."""
 
@@ -76,9 +77,13 @@ def _texts(table: Table, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     known = said.get("text") or _known_texts(table, columns)
     label = said.get("label") or _label_column(table, [name for name in columns if name not in known])
     texts = known or _text_left(table, [name for name in columns if name != label])
-    if label is None or not texts:
+    if label is None or not texts or (_is_deeper(table) and not said.get("text")):
         raise _unclear(path, table, "data.text" if label is not None else "data.label", "texts and a label")
     labels = Counter(map(str, table.values(label)))
+    if table.form in ("tsv", "csv") and not str(label).isdecimal() and label in labels:
+        problem = f"{path}: found {label!r} in the first line, a label of other lines, wanted the names of the columns"
+        hint = """where there are none, say --set 'data.text=["0"]' --set 'data.label="1"'"""
+        raise InvalidData(f"{problem}: {hint}")
     if len(labels) > min(MOST_LABELS, max(2, len(table.rows) // 2)):
         problem = f"{path}: column {label!r} has {len(labels)} values in {len(table.rows)} rows, wanted labels"
         raise InvalidData(f"{problem}: say which column has them with --set data.label=NAME")
@@ -142,6 +147,12 @@ def _scheme(tags: Sequence[Any], path: Path, where: str) -> str:
 
 def _is_tag(found: object) -> bool:
     return isinstance(found, str) and TAG.fullmatch(found) is not None
+
+
+def _is_deeper(table: Table) -> bool:
+    """Whether the label goes by what no column holds as a text: choices in a list, or a marked part of the text."""
+    parts = any(table.holds(name, dict) for name in WEAK_LABELS)
+    return parts or any(table.holds(name, list) for name in table.columns if _CHOICES.fullmatch(name))
 
 
 def _label_column(table: Table, columns: Sequence[str]) -> str | None:

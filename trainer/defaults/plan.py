@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prefixbank.trainer.starts import START_ROWS
 from prefixbank.trainer.sweep.pruning import expected_epochs, pruner_of
+from prefixbank.trainer.sweep.referee import CLOSING_S
 
 if TYPE_CHECKING:
     from prefixbank.trainer.sweep.speed import Speed
@@ -42,7 +43,6 @@ VALIDATION_SHARE = 0.15
 """Of an epoch's training time, at most."""
 SPARE = 1.1
 """What is foreseen takes that much longer."""
-CLOSING_S = 3.0
 
 
 class Facts(NamedTuple):

@@ -17,6 +17,7 @@ from prefixbank.trainer.readers.faults import TOLERANT
 from prefixbank.trainer.readers.files import json_of, lines_of
 from prefixbank.trainer.readers.propositions import LAYOUTS
 from prefixbank.trainer.readers.tables import Row, table_rows
+from prefixbank.trainer.readers.tags import BRACKETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
 
 SAMPLE = 2000
 """Rows, lines or sentences that are looked at."""
-_BRACKETS = re.compile(r"(\([^()*]+)?\*\)?", re.ASCII)
 TAG = re.compile(r"O|[BIESLU]-\S+", re.ASCII)
-PREDICATES = {"propbank": 8, "conll2012": 11}
-"""The first column of predicates in each layout of props."""
+PROPS = ("propbank", "conll2012")
+"""Layouts of one file; the words of CoNLL-2005 stand in another."""
 FEWEST_BLANK = 500
 """Lines of sentences have an empty one at least so often; tables may end with one."""
 FOREIGN = (".parquet", ".xlsx", ".xls", ".arrow", ".zip", ".gz")
@@ -131,15 +131,16 @@ def _table_or_questions(table: Table) -> Found:
 
 def _columns(path: Path) -> Found:
     blocks = [block for block in islice(blocks_of(path), SAMPLE) if isinstance(block, Block)]
-    for name, column in PREDICATES.items():
-        wide = [block for block in blocks if len(block.rows[0].cells) > column + LAYOUTS[name].num_after]
-        if wide and is_most(sum(_is_predicate(block, column) for block in wide), wide):
+    for name in PROPS:
+        layout = LAYOUTS[name]
+        wide = [block for block in blocks if len(block.rows[0].cells) > layout.first + layout.num_after]
+        if wide and is_most(sum(_is_predicate(block, layout.first) for block in wide), wide):
             return Props(name)
     return Columns(blocks)
 
 
 def _is_predicate(block: Block, column: int) -> bool:
-    return all(column < len(row.cells) and _BRACKETS.fullmatch(row.cells[column]) for row in block.rows)
+    return all(column < len(row.cells) and BRACKETS.fullmatch(row.cells[column]) for row in block.rows)
 
 
 def _has_sentences(lines: list[str]) -> bool:
@@ -153,9 +154,10 @@ def _has_sentences(lines: list[str]) -> bool:
 
 
 def _table(path: Path, form: str, names: Sequence[str] = ()) -> Table:
-    rows = [row for row in islice(table_rows(path, form, names), SAMPLE) if isinstance(row, Row)]
+    found = list(islice(table_rows(path, form, names), SAMPLE))
+    rows = [row for row in found if isinstance(row, Row)]
     if not rows:
-        raise InvalidData(f"{path}: found no good row")
+        raise InvalidData(f"{path}: found no good row" + (f". First: {found[0]}" if found else ""))
     return Table(form, rows)
 
 

@@ -49,11 +49,18 @@ def grouped(counts_RK: ArrayLike, groups: Sequence[object]) -> NDArray[np.float6
 def confusion_interval(
     metric: Callable[[NDArray[np.int64]], float], confusion_CC: NDArray[np.int64], seed: int = 0
 ) -> list[float]:
-    """The interval of a metric of a confusion matrix: drawing rows is drawing its cells."""
-    total = int(confusion_CC.sum())
+    """The interval of a metric of a confusion matrix: drawing rows is drawing its cells, those that are not empty."""
+    cells = np.flatnonzero(confusion_CC)
+    counts = confusion_CC.ravel()[cells]
+    total = int(counts.sum())
     random = np.random.default_rng(seed)
-    samples = random.multinomial(total, (confusion_CC / total).ravel(), NUM_SAMPLES)
-    return _ends([metric(sample.reshape(confusion_CC.shape)) for sample in samples])
+    values = []
+    for _ in range(NUM_SAMPLES // _BLOCK):
+        for drawn in random.multinomial(total, counts / total, _BLOCK):
+            sample_CC = np.zeros_like(confusion_CC)
+            sample_CC.flat[cells] = drawn
+            values.append(metric(sample_CC))
+    return _ends(values)
 
 
 def span_interval(scores_R: Sequence[SpanScores], seed: int = 0) -> list[float]:

@@ -30,7 +30,8 @@ class ChoiceColumns:
     """Number of the right choice, from 0, or its column's name."""
     question: str | None = "question"
     """Names the connector; None where nothing stands between premise and choice."""
-    connectors: Mapping[str, str] = field(default_factory=lambda: CONNECTORS)
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """What a label of the file means: unlisted ones stay."""
 
 
 def read_choices(
@@ -59,7 +60,8 @@ def choices_example(row: Row, columns: ChoiceColumns) -> ChoicesExample:
 
 def _right(row: Row, columns: ChoiceColumns) -> int:
     """Index of the right choice, given by its number or, as on the hub, by its column's name."""
-    right = str(tables.field(row, columns.label)).strip()
+    found = str(tables.field(row, columns.label)).strip()
+    right = columns.rename.get(found, found)
     if right in columns.choices:
         return columns.choices.index(right)
     numbers = [str(number) for number in range(len(columns.choices))]
@@ -72,7 +74,7 @@ def _connector(row: Row, columns: ChoiceColumns) -> str:
     if columns.question is None:
         return ""
     question = tables.field(row, columns.question)
-    if not isinstance(question, str) or question not in columns.connectors:
-        wanted = " or ".join(map(repr, columns.connectors))
+    if not isinstance(question, str) or question not in CONNECTORS:
+        wanted = " or ".join(map(repr, CONNECTORS))
         raise BadRow(f"{columns.question}: found {shown(question)}, wanted {wanted}")
-    return columns.connectors[question]
+    return CONNECTORS[question]

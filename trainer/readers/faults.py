@@ -66,13 +66,11 @@ class Tolerance:
 
     share: float = 0.01
     """Left out up to this share of the rows. Raise it for a file known to be dirty, never to make a run start."""
-    num_named: int = 3
-    """Bad rows that a message names."""
 
 
 TOLERANT = Tolerance()
-STRICT = Tolerance(0.0)
-"""The first bad row stops."""
+NUM_NAMED = 3
+"""Bad rows that a message names."""
 
 
 class Reading(NamedTuple, Generic[ExampleT]):
@@ -101,7 +99,7 @@ def settle(
             raise InvalidData(str(result))
         faults.append(result)
     total = len(rows) + len(faults)
-    named = "; ".join(map(str, faults[: tolerance.num_named]))
+    named = "; ".join(map(str, faults[:NUM_NAMED]))
     if not total:
         raise InvalidData(f"{path}: found no rows{part}")
     if not rows:

@@ -37,18 +37,24 @@ class Line(NamedTuple):
     text: str
 
 
-def lines_of(path: Path) -> Iterator[Line | Fault]:
+def lines_of(path: Path, errors: str = "strict") -> Iterator[Line | Fault]:
     """The lines of a file; one that is not UTF-8 is a Fault.
+
+    Args:
+        errors: as `bytes.decode` has it: with "surrogateescape" every line is a Line.
 
     Raises:
         InvalidData: the file cannot be read, is empty, or is no text.
     """
     try:
         with path.open("rb") as lines:
-            _check_head(path, lines.read(HEAD_BYTES))
+            head = lines.read(HEAD_BYTES)
+            _check_head(path, head)
+            if b"\r" in head[:-1] and b"\n" not in head:
+                raise InvalidData(f"{path}: found lines that end in a carriage return alone, wanted line feeds")
             lines.seek(0)
             for number, line in enumerate(lines, 1):
-                yield _line(path, number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line)
+                yield _line(path, number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, errors)
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -78,9 +84,9 @@ def no_json(error: ValueError | RecursionError) -> str:
     return f"found no JSON: {getattr(error, 'msg', error)}"
 
 
-def _line(path: Path, number: int, content: bytes) -> Line | Fault:
+def _line(path: Path, number: int, content: bytes, errors: str) -> Line | Fault:
     try:
-        return Line(number, content.decode().rstrip("\r\n"))
+        return Line(number, content.decode(errors=errors).rstrip("\r\n"))
     except UnicodeDecodeError as error:
         return Fault(f"{path}:{number}", f"found bytes that are not UTF-8 at byte {error.start + 1} of the line")
 

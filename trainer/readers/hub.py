@@ -74,7 +74,7 @@ def open_hub(source: Source, root: Path) -> HubTable:
     config = "data_dir" if source.revision == EXPORT else "name"
     try:
         columns = datasets.load_dataset(place, split=source.split, revision=source.revision, **{config: source.config})
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InvalidData(f"{source.name}: {_reason(error)}") from error
     return HubTable(source.name, columns)
 
@@ -92,4 +92,4 @@ def _names(feature: Any) -> Callable[[Any], Any] | None:
     if names is not None:
         return lambda found: names[found] if isinstance(found, int) and 0 <= found < len(names) else None
     inner = _names(feature.feature) if hasattr(feature, "feature") else None
-    return None if inner is None else lambda found: [inner(item) for item in found]
+    return None if inner is None else lambda found: None if found is None else [inner(item) for item in found]

@@ -17,7 +17,7 @@ from prefixbank.trainer.readers.columns import Block, blocks_of
 from prefixbank.trainer.readers.examples import PropositionExample
 from prefixbank.trainer.readers.faults import TOLERANT, BadRow, Fault, Reading, Tolerance, settle
 from prefixbank.trainer.readers.files import lines_of
-from prefixbank.trainer.readers.tags import from_brackets, iob2
+from prefixbank.trainer.readers.tags import BRACKETS, from_brackets, iob2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -137,6 +137,8 @@ def _width(block: Block, layout: Layout) -> int:
             raise BadRow(f"found {len(row.cells)} columns, wanted {width} as in line {block.line}", row.line)
     if width < least:
         raise BadRow(f"found {width} columns, wanted {least} and one more for each predicate")
+    if all(BRACKETS.fullmatch(row.cells[layout.target]) for row in block.rows):
+        raise BadRow(f"found brackets in column {layout.target + 1}, wanted the predicates: is words = FILE missing?")
     return width
 
 

@@ -84,26 +84,35 @@ def examples_of(opened: Opened, recipe: Recipe, columns: Mapping[str, str]) -> I
         case TaskFamily.TOKEN_CLASSIFICATION:
             return _sentences(opened, data, columns)
         case TaskFamily.QUESTION_ANSWERING:
-            if isinstance(opened, HubTable):
-                return flat_questions(_renamed(opened.rows(), columns))
-            return questions_of(opened.path)
+            return _questions(opened, columns)
         case TaskFamily.MULTIPLE_CHOICE:
-            named = ChoiceColumns(data.text[0], data.text[1:], data.label, data.question or None)
+            named = ChoiceColumns(data.text[0], data.text[1:], data.label, data.question or None, data.rename)
             return built(_table(opened, data, columns, data.text), lambda row: choices_example(row, named))
         case TaskFamily.SEMANTIC_ROLES:
-            return _propositions(opened, data)
+            return _propositions(opened, data, columns)
+
+
+def _questions(opened: Opened, columns: Mapping[str, str]) -> Iterator[Example | Fault]:
+    if isinstance(opened, HubTable):
+        return flat_questions(_renamed(opened.rows(), columns))
+    if FORMATS.get(opened.path.suffix) == "jsonl":
+        return flat_questions(_renamed(table_rows(opened.path, "jsonl", ("context",)), columns))
+    _check_unnamed(opened, columns)
+    return questions_of(opened.path)
 
 
 def _sentences(opened: Opened, data: DataSection, columns: Mapping[str, str]) -> Iterator[Example | Fault]:
     if isinstance(opened, DataFile) and (_format(opened.path, data) == "conll" or _is_tsv_of_words(opened, data)):
+        _check_unnamed(opened, columns)
         blocks = of_equal_width(blocks_of(opened.path))
         return built(blocks, lambda block: column_words(block, data))
     return built(_table(opened, data, columns, (*data.text, data.label)), lambda row: listed_words(row, data))
 
 
-def _propositions(opened: Opened, data: DataSection) -> Iterator[Example | Fault]:
+def _propositions(opened: Opened, data: DataSection, columns: Mapping[str, str]) -> Iterator[Example | Fault]:
     if isinstance(opened, HubTable):
         raise InvalidData(f"{opened.name}: roles are read from files of props, not from tables")
+    _check_unnamed(opened, columns)
     if data.layout == "tagged":
         return tagged_lines_of(opened.path)
     return propositions_of(opened.path, LAYOUTS[data.layout], opened.words)
@@ -118,6 +127,14 @@ def _table(
     if form == "conll":
         raise InvalidData(f"{opened.path}: would be read as CoNLL columns, wanted data.format tsv, csv, jsonl or json")
     return _renamed(table_rows(opened.path, form, [*names, *columns]), columns)
+
+
+def _check_unnamed(opened: DataFile, columns: Mapping[str, str]) -> None:
+    """Refuse names of columns for a file that has none."""
+    if columns:
+        raise InvalidData(
+            f"{opened.path}: found columns = {dict(columns)}, wanted none: only tables have named columns"
+        )
 
 
 def _renamed(rows: Iterable[Row | Fault], columns: Mapping[str, str]) -> Iterator[Row | Fault]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefixbank.trainer.readers.examples import Example
+    from prefixbank.trainer.readers.faults import Fault
     from prefixbank.trainer.readers.sources import Opened
     from prefixbank.trainer.recipe import DataSection, Recipe, Source
 
@@ -33,10 +34,12 @@ class Splits:
     validation: list[Example]
     test: list[Example]
     """Empty when the recipe names none: then the validation rows are reported."""
+    labelling: list[Example]
+    """Training rows and those carved from them: a label that only these have is one all the same."""
     files: dict[str, str]
     """What the recipe names, and the SHA-256 of what was found there."""
-    skipped: dict[str, list[str]]
-    """Bad rows that were left out, by split: where, and what was wrong. Carved rows are counted as training rows."""
+    skipped: dict[str, Sequence[Fault]]
+    """Bad rows that were left out, by split. Carved rows are counted as training rows."""
 
 
 def read_splits(recipe: Recipe, root: Path) -> Splits:
@@ -49,6 +52,7 @@ def read_splits(recipe: Recipe, root: Path) -> Splits:
     opened = {name: open_source(source, root) for name, source in data.sources.items()}
     readings = {name: _read(recipe, data.sources[name], opened[name]) for name in opened}
     rows = {name: reading.rows for name, reading in readings.items()}
+    labelling = rows["train"]
     where, seed = data.train.name, _seed(recipe)
     if "test" not in rows and data.carve_test:
         rows["train"], rows["test"] = _carve(rows["train"], data.carve_test, f"carve test {seed}", where)
@@ -59,8 +63,9 @@ def read_splits(recipe: Recipe, root: Path) -> Splits:
         rows["train"],
         rows["validation"],
         rows.get("test", []),
+        labelling,
         files={name: by_name[name].digest() for name in sorted(by_name)},
-        skipped={name: [str(fault) for fault in reading.skipped] for name, reading in readings.items()},
+        skipped={name: reading.skipped for name, reading in readings.items()},
     )
 
 

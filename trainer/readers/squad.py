@@ -14,7 +14,7 @@ from prefixbank.model_store.errors import InvalidData
 from prefixbank.trainer.readers.examples import AnswerSpan, QuestionExample
 from prefixbank.trainer.readers.faults import TOLERANT, BadRow, Fault, Reading, Tolerance, settle, shown, text_of
 from prefixbank.trainer.readers.files import json_of
-from prefixbank.trainer.readers.tables import field, table_rows
+from prefixbank.trainer.readers.tables import field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,18 +35,16 @@ def read_questions(path: Path, tolerance: Tolerance = TOLERANT) -> Reading[Quest
 
 
 def questions_of(path: Path) -> Iterator[QuestionExample | Fault]:
-    """The questions of a file; a bad one is a Fault."""
-    return flat_questions(table_rows(path, "jsonl", ("context",))) if path.suffix == ".jsonl" else _questions(path)
-
-
-def _questions(path: Path) -> Iterator[QuestionExample | Fault]:
+    """The questions of a file as SQuAD has it; a bad one is a Fault."""
     paragraphs = _listed(json_of(path), "data", path, "file")
     articles = [_listed(article, "paragraphs", path, "article") for article in paragraphs]
+    contexts: dict[str, int] = {}
     for number, paragraph in enumerate(paragraph for article in articles for paragraph in article):
+        context = contexts.setdefault(str(paragraph.get("context")), len(contexts))
         for place, question in enumerate(_listed(paragraph, "qas", path, f"paragraph {number}")):
             name = question.get("id", place) if isinstance(question, dict) else place
             try:
-                yield _example(question, paragraph.get("context"), str(name), number, path)
+                yield _example(question, paragraph.get("context"), str(name), context, path)
             except BadRow as error:
                 yield Fault(f"{path}: question {shown(name)}", str(error))
 
@@ -60,7 +58,7 @@ def flat_questions(rows: Iterable[Row | Fault]) -> Iterator[QuestionExample | Fa
             continue
         try:
             context, name = text_of(field(row, "context"), "context"), str(row.fields.get("id", row.line))
-            found = row.fields | {"answers": _transposed(field(row, "answers"))}
+            found = row.fields | {"answers": _transposed(row.fields.get("answers"))}
             yield _example(found, context, name, contexts.setdefault(context, len(contexts)), row.path)
         except BadRow as error:
             yield Fault(row.place(), str(error))
@@ -88,7 +86,10 @@ def _example(found: object, context: object, name: str, paragraph: int, path: Pa
     if not isinstance(found, dict):
         raise BadRow(f"found {shown(found)}, wanted an object")
     question = text_of(found.get("question"), "question")
-    answers = [] if found.get("is_impossible") is True else found.get("answers")
+    impossible = found.get("is_impossible")
+    if impossible not in (None, False, True):
+        raise BadRow(f"is_impossible: found {shown(impossible)}, wanted true or false")
+    answers = [] if impossible else found.get("answers")
     if not isinstance(answers, list):
         raise BadRow(f"answers: found {shown(answers)}, wanted a list")
     spans = tuple(_answer(answer, context) for answer in answers)

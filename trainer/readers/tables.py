@@ -26,6 +26,8 @@ SEPARATORS = (",", ";", "\t")
 """Of a CSV file: the one that gives its first line most cells, the first of equals."""
 CELL_CHARACTERS = 1 << 24
 """Most that a cell may have: one whose quote is never closed would be the rest of the file."""
+_ESCAPED = re.compile("[\udc80-\udcff]")
+"""What bytes that are not UTF-8 become."""
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
@@ -110,16 +112,12 @@ def _csv(path: Path, *, has_header: bool) -> Iterator[Row | Fault]:
 
 def _csv_cells(path: Path) -> Iterator[_Cells | Fault]:
     csv.field_size_limit(CELL_CHARACTERS)  # the module's own, for all readers
-    faults: list[Fault] = []
     numbers: list[int] = []
 
     def texts() -> Iterator[str]:
-        for line in lines_of(path):
-            if isinstance(line, Fault):
-                faults.append(line)
-            else:
-                numbers.append(line.number)
-                yield line.text + "\n"
+        for line in _escaped(path):
+            numbers.append(line.number)
+            yield line.text + "\n"
 
     rows = csv.reader(texts(), delimiter=_separator(path), strict=True)
     while True:
@@ -127,19 +125,27 @@ def _csv_cells(path: Path) -> Iterator[_Cells | Fault]:
         try:
             cells = next(rows)
         except StopIteration:
-            yield from faults
             return
         except csv.Error as error:
-            faults += _faults(path, numbers, f"found no CSV: {error}")
+            yield from _faults(path, numbers, f"found no CSV: {error}")
         else:
-            yield _Cells(tuple(numbers), cells)
-        yield from faults
-        faults.clear()
+            if any(map(_ESCAPED.search, cells)):
+                yield from _faults(path, numbers, "found bytes that are not UTF-8")
+            else:
+                yield _Cells(tuple(numbers), cells)
+
+
+def _escaped(path: Path) -> Iterator[Line]:
+    """All lines: a row may have several, and one that is not UTF-8 may begin a cell or end it."""
+    return (line for line in lines_of(path, "surrogateescape") if isinstance(line, Line))
 
 
 def _separator(path: Path) -> str:
-    first = next((line.text for line in lines_of(path) if isinstance(line, Line) and line.text.strip()), "")
-    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
+    first = next((line.text for line in _escaped(path) if line.text.strip()), "")
+    try:
+        return max(SEPARATORS, key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
+    except csv.Error as error:
+        raise InvalidData(f"{path}: found no CSV in the first line: {error}") from error
 
 
 def _named(path: Path, rows: Iterable[_Cells | Fault], *, has_header: bool) -> Iterator[Row | Fault]:
@@ -149,12 +155,12 @@ def _named(path: Path, rows: Iterable[_Cells | Fault], *, has_header: bool) -> I
         if isinstance(row, Fault):
             yield row
             continue
+        if row.texts in ([], [""]):
+            continue
         if not header:
             header = _header(path, row) if has_header else [str(number) for number in range(len(row.texts))]
             if has_header:
                 continue
-        if row.texts in ([], [""]):
-            continue
         if len(row.texts) == len(header):
             yield Row(path, row.lines[0], dict(zip(header, row.texts, strict=True)))
         else:

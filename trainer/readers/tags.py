@@ -15,7 +15,7 @@ _STARTS = {"iob1": "B", "iob2": "B", "bilou": "BU", "iobes": "BS"}
 _INSIDE = {"iob1": "I", "iob2": "I", "bilou": "IL", "iobes": "IE"}
 _ENDS = "LUES"
 SCHEMES = (*_STARTS, "brackets")
-_BRACKETS = re.compile(r"(?:\(([^()*]+))?\*(\))?")
+BRACKETS = re.compile(r"(?:\(([^()*]+))?\*(\))?")
 
 
 def iob2(tags: Sequence[str], scheme: str) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def iob2(tags: Sequence[str], scheme: str) -> tuple[str, ...]:
     before = "O"
     for tag in tags:
         mark, _, kind = tag.partition("-")
-        if tag != "O" and (not kind or mark not in starts + inside):
+        if tag != "O" and (not kind or mark not in {*starts, *inside}):
             raise ValueError(f"found tag {tag!r}, wanted O or {'-, '.join(starts + inside)}- and a type")
         continues = tag != "O" and mark in inside and before == kind
         written.append(tag if tag == "O" else f"{'I' if continues else 'B'}-{kind}")
@@ -48,7 +48,7 @@ def from_brackets(tags: Sequence[str]) -> tuple[str, ...]:
     written = []
     kind = ""
     for tag in tags:
-        match = _BRACKETS.fullmatch(tag)
+        match = BRACKETS.fullmatch(tag)
         if match is None:
             raise ValueError(f"found {tag!r}, wanted *, (X*, *) or (X*)")
         begun, closes = match[1], match[2]

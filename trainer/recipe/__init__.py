@@ -4,7 +4,7 @@
 """
 
 from prefixbank.trainer.recipe.parse import load, parse
-from prefixbank.trainer.recipe.recipe import METRICS, Recipe
+from prefixbank.trainer.recipe.recipe import METRICS, SENTENCE_FAMILIES, WORDLESS_FAMILIES, Recipe
 from prefixbank.trainer.recipe.sections import (
     AnsweringSection,
     DataSection,
@@ -22,6 +22,8 @@ from prefixbank.trainer.recipe.sweep import SearchInterval, SweepSection
 
 __all__ = [
     "METRICS",
+    "SENTENCE_FAMILIES",
+    "WORDLESS_FAMILIES",
     "AnsweringSection",
     "DataSection",
     "HeadSection",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from prefixbank.model_store.address import MAX_NAME_CHARS, is_name
 from prefixbank.model_store.task_prompt import TaskFamily
 from prefixbank.model_store.tasks.multiple_choice import MAX_CHOICES
 from prefixbank.trainer.recipe.sections import (
@@ -47,10 +48,14 @@ FORMATS: dict[TaskFamily, tuple[str, ...]] = {
     TaskFamily.MULTIPLE_CHOICE: ("tsv", "csv", "jsonl", "json"),
 }
 """What a family's files may be."""
+RESERVED = ("artifact", "seeds", "tensorboard", "trials")
+"""Folders beside those that are named as the data sets of `tasks`."""
 LEAST_TEXT = 16
 """Tokens of a window beside the longest question: special ones, and some of the text."""
 SENTENCE_FAMILIES = (TaskFamily.TEXT_CLASSIFICATION, TaskFamily.MULTIPLE_CHOICE)
 """Families whose head reads one pooled state."""
+WORDLESS_FAMILIES = (TaskFamily.QUESTION_ANSWERING, TaskFamily.MULTIPLE_CHOICE)
+"""Families without labels: there are none to fix and no words of theirs to begin from."""
 
 
 class Recipe(Section):
@@ -127,6 +132,11 @@ class Recipe(Section):
         return METRICS[self.family][0] if self.selection.metric == "auto" else self.selection.metric
 
     @property
+    def start(self) -> str | None:
+        """The artifact that the prompt begins from. Methods without a prompt are baselines and begin from nothing."""
+        return self.prompt.start if self.method in ("prompt", "shallow") else None
+
+    @property
     def position_offset(self) -> int:
         """Added to the position of every real token; 0 without a prompt."""
         if self.method not in ("prompt", "shallow"):
@@ -147,6 +157,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"[data] or [tasks], one of them, not {'neither' if recipe.data is None else 'both'}"
     if recipe.tasks is not None and recipe.method != "prompt":
         yield f'method "prompt" beside [tasks]: a deep prompt is what they share, not "{recipe.method}"'
+    for name in recipe.tasks or {}:
+        if not is_name(name) or name in RESERVED:
+            grammar = f"1 to {MAX_NAME_CHARS} of a-z 0-9 . _ - starting with a letter or digit"
+            yield f"names in [tasks] of {grammar}, other than {', '.join(RESERVED)}, not {name!r}"
     yield from _method_problems(recipe)
     for name, part in recipe.parts.items():
         where = f"tasks.{name}." if name else ""
@@ -160,7 +174,7 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
         yield 'prompt.layers unset for method "shallow": it has vectors at the input and none in the layers'
     if method == "shallow" and prompt.parameterisation == "mlp":
         yield 'prompt.parameterisation "embedding" for method "shallow": the MLP makes deep prompts'
-    if prompt.init == "labels" and recipe.family in (TaskFamily.QUESTION_ANSWERING, TaskFamily.MULTIPLE_CHOICE):
+    if prompt.init == "labels" and recipe.family in WORDLESS_FAMILIES:
         yield f'prompt.init other than "labels": {recipe.family} has no labels with words'
 
 
@@ -195,7 +209,7 @@ def _data_problems(recipe: Recipe, data: DataSection) -> Iterator[str]:
     if family == TaskFamily.MULTIPLE_CHOICE and not 3 <= columns <= MAX_CHOICES + 1:
         wanted = f'["premise", "choice1", "choice2"] and up to {MAX_CHOICES} choices'
         yield f"data.text with the premise and each choice, as {wanted}, not {list(data.text)}"
-    if data.labels is not None and family in (TaskFamily.QUESTION_ANSWERING, TaskFamily.MULTIPLE_CHOICE):
+    if data.labels is not None and family in WORDLESS_FAMILIES:
         yield f"data.labels unset: {family} has none to fix"
     if data.labels is not None and len(set(data.labels)) != len(data.labels):
         yield f"data.labels without repetition, not {list(data.labels)}"

@@ -21,7 +21,8 @@ from prefixbank.model_store.task_prompt import (
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, le=10)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+MOST_SEEDS = 2**31
+Seed = Annotated[int, Field(ge=0, lt=MOST_SEEDS)]
 Metric: TypeAlias = Literal["accuracy", "macro_f1", "matthews", "span_f1", "role_f1", "f1", "exact", "loss"]
 
 
@@ -41,7 +42,8 @@ class Source(Section):
     words: str | None = None
     """The words file beside a CoNLL-2005 props file; other formats hold their words themselves."""
     hub: str | None = None
-    """Data set on Hugging Face's hub, or a folder of Parquet, CSV or JSON files. It needs `pip install datasets`."""
+    """Data set on Hugging Face's hub, or a folder of Parquet, CSV or JSON files. It needs
+    `pip install prefixbank[hub]`."""
     config: str | None = None
     """Which of the hub's data sets of that name, such as "boolq" of "super_glue"."""
     split: str = "train"
@@ -74,10 +76,11 @@ class Source(Section):
 
     @property
     def name(self) -> str:
-        """For messages and reports: the path, or where it lies on the hub."""
+        """For messages and reports: the files, or where it lies on the hub. No other source has it."""
         if self.path is not None:
-            return self.path
-        return f"hub:{'/'.join(part for part in (self.hub, self.config, self.split) if part)}"
+            return self.path if self.words is None else f"{self.path} with {self.words}"
+        place = "/".join(part for part in (self.hub, self.config, self.split) if part)
+        return f"hub:{place}" if self.revision is None else f"hub:{place}@{self.revision}"
 
 
 class DataSection(Section):

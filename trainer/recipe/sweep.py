@@ -62,7 +62,7 @@ class SweepSection(Section):
     `"optimiser.prompt_rate" = { low = 3e-3, high = 1e-1, log = true }`. A value may be a table, such as layers
     `{ from = "top", count = 3 }` or a whole `head`. Empty: length, rates and start of the recipe's method."""
     trials: Count = 16
-    """Settings to try. A time budget may allow fewer."""
+    """Settings to try. With --budget and no --trials, time decides instead."""
     together: Count = 8
     """Trials that share every step. More of them use a GPU better and hold more memory."""
     seeds: Count = 3

@@ -5,7 +5,7 @@
 and to serve.
 """
 
-from prefixbank.trainer.report.files import write, write_sweep
+from prefixbank.trainer.report.files import is_finished, write, write_sweep
 from prefixbank.trainer.report.page import render
 from prefixbank.trainer.report.record import FILE, SCHEMA_VERSION, SplitSummary, compose, now, software, summarise
 from prefixbank.trainer.report.sweep_page import render_sweep
@@ -15,6 +15,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SplitSummary",
     "compose",
+    "is_finished",
     "now",
     "render",
     "render_sweep",

@@ -38,6 +38,14 @@ def write_sweep(sweep: Mapping[str, Any], folder: Path) -> None:
     _write(sweep, folder / SWEEP_FILE, render_sweep)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a sweep that has come to its best settings."""
+    try:
+        return json.loads((folder / SWEEP_FILE).read_bytes()).get("best") is not None
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def draw(path: Path, page: Path | None = None) -> Path:
     """Draw the page of a report or a sweep, a JSON file or the folder of one; return where it is.
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from prefixbank.trainer.families import Family, Item, Scores
     from prefixbank.trainer.pack import Pack
+    from prefixbank.trainer.readers.faults import Fault
     from prefixbank.trainer.trial import Trial
 
 FILE = "report.json"
@@ -69,7 +70,7 @@ def compose(
     scores: Mapping[str, Scores],
     reported: str,
     data: Mapping[str, str],
-    skipped: Mapping[str, Sequence[str]],
+    skipped: Mapping[str, Sequence[Fault]],
 ) -> dict[str, Any]:
     """The report as JSON values.
 
@@ -77,7 +78,8 @@ def compose(
         metric: what the result is judged by.
         reported: the split whose metrics are the run's result.
         data: file of the recipe to its SHA-256.
-        skipped: bad rows that were left out, by split: where, and what was wrong.
+        skipped: bad rows that were left out, by split. What was wrong with one may quote it: that stays away with all
+            other texts where `report.mistakes` is 0.
     """
     state, ref = trial.state, pack.backbone.ref
     trained = sum(tensor.numel() for tensor in trial.trained.values())
@@ -88,7 +90,11 @@ def compose(
         "recipe": trial.recipe.model_dump(mode="json"),
         "environment": _environment(pack),
         "data": {"files": dict(data), "splits": {name: asdict(summary) for name, summary in splits.items()}},
-        "skipped": {name: {"rows": len(rows), "first": rows[0]} for name, rows in skipped.items() if rows},
+        "skipped": {
+            name: {"rows": len(rows), "first": str(rows[0]) if trial.recipe.report.mistakes else rows[0].where}
+            for name, rows in skipped.items()
+            if rows
+        },
         "backbone": ref.model_dump(mode="json") | {"parameters": frozen},
         "trained_parameters": trained,
         "trained_share": trained / frozen,
@@ -102,8 +108,8 @@ def compose(
         "details": {name: score.details for name, score in scores.items()},
         "curve": [asdict(epoch) for epoch in state.curve],
         "stopped": state.stopped,
-        "train_seconds": state.train_seconds,
-        "train_tokens_per_second": state.trained_tokens / state.train_seconds if state.train_seconds else None,
+        "train_seconds": state.seconds,
+        "train_tokens_per_second": state.trained_tokens / state.seconds if state.seconds else None,
     }
 
 

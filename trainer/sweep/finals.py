@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prefixbank.model_store.errors import TrainingError
 from prefixbank.trainer import checkpoint
 from prefixbank.trainer.outcome import conclude, round_prompt
+from prefixbank.trainer.recipe.sections import MOST_SEEDS
 from prefixbank.trainer.run import finish
 from prefixbank.trainer.sweep.record import COMPLETE, score_of
 from prefixbank.trainer.sweep.trial_display import TrialDisplay, show_progress
@@ -82,7 +83,7 @@ def seeds_of(search: Search, display: SweepDisplay) -> Iterator[Built]:
     """
     best = _best(search)
     for number in range(search.section.seeds):
-        seed = best.seed + number
+        seed = (best.seed + number) % MOST_SEEDS
         settings = best.settings | {"seed": seed}
         folder = search.folder(best.number) if number == 0 and best.state == COMPLETE else _folder(search, seed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ def conclude_search(search: Search, finals: Sequence[Built], verify: Verify | No
         tuple(built.trial.recipe.seed for built in good),
         tuple(score for built in good if (score := score_of(built.trial)) is not None),
         tuple(reported),
-        next(iter(prepared.parts.values())).reported,
+        " and ".join(sorted({part.reported for part in prepared.parts.values()})),
         trained,
     )
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefixbank.model_store.durable import replace_file
-from prefixbank.model_store.errors import InvalidRecipe, TrainingError
+from prefixbank.model_store.errors import PrefixbankError, TrainingError
 from prefixbank.trainer import checkpoint
 from prefixbank.trainer.build import build
 from prefixbank.trainer.metrics import lower_is_better, signed
@@ -25,7 +25,7 @@ from prefixbank.trainer.sweep.shared_rows import SharedRows
 from prefixbank.trainer.sweep.space import space_of
 from prefixbank.trainer.sweep.study import Study
 from prefixbank.trainer.sweep.trial_display import TrialDisplay, show_progress
-from prefixbank.trainer.trial import Epoch
+from prefixbank.trainer.trial import MEAN, Epoch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,7 +186,7 @@ class Search:
         else:
             record.state, record.reason = COMPLETE, state.stopped
         record.curve = [asdict(epoch) for epoch in state.curve]
-        record.epochs, record.seconds = state.epoch, state.train_seconds + state.epoch_seconds
+        record.epochs, record.seconds = state.epoch, state.seconds
         record.score = records.score_of(trial)
         self._close(record)
         return record
@@ -210,7 +210,7 @@ class Search:
         folder = self.folder(record.number)
         try:
             built = self.build(record.settings, folder, TrialDisplay(self.display, record.number))
-        except (InvalidRecipe, TrainingError) as error:
+        except PrefixbankError as error:
             record.state, record.reason = FAILED, str(error)
             self._close(record)
             return None
@@ -224,7 +224,7 @@ class Search:
         """A trial of some settings, with its checkpoints in `folder`, and the pack that runs it.
 
         Raises:
-            InvalidRecipe, InvalidData, TrainingError: they make none.
+            PrefixbankError: they make none; the message says why.
         """
         recipe = self.space.recipe(settings)
         rows = self.rows.of(recipe)
@@ -262,7 +262,7 @@ class Search:
     @property
     def metric(self) -> str:
         """What trials are judged by, as `Trial.metric` says it."""
-        return "mean" if self.base.tasks is not None and self.base.metric != "loss" else self.base.metric
+        return MEAN if self.base.tasks is not None and self.base.metric != "loss" else self.base.metric
 
     def _scores(self, curve: Any, metric: str) -> tuple[float, ...]:
         """Validation scores of a curve's epochs, of which more is better."""
@@ -276,12 +276,14 @@ class Search:
     def _identity(self) -> str:
         """Digest of the recipe, the space, the data and the backbone."""
         space = {one.name: repr((one.values, one.interval)) for one in self.space.dimensions}
-        facts = json.dumps([self.prepared.identity(self.base), self.section.sampler, space], sort_keys=True)
+        facts = json.dumps(
+            [self.prepared.identity(self.base, self.job.root), self.section.sampler, space], sort_keys=True
+        )
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def _check_folder(self, identity: str, *, resume: bool) -> None:
         path = self.job.out / IDENTITY_FILE
-        found = json.loads(path.read_bytes())["identity"] if path.exists() else None
+        found = _identity_in(path)
         if found is None:
             if resume:
                 raise TrainingError(f"{self.job.out}: found no sweep, wanted one to resume")
@@ -292,3 +294,13 @@ class Search:
                 f"{self.job.out}: found the sweep of another recipe, space, backbone or of other data "
                 f"({found[:12]}), wanted {identity[:12]}"
             )
+
+
+def _identity_in(path: Path) -> str | None:
+    """Of the sweep that claimed the folder; None where nobody has."""
+    try:
+        return str(json.loads(path.read_bytes())["identity"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise TrainingError(f"{path}: found no identity of a sweep: {error}") from error

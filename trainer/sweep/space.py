@@ -20,8 +20,21 @@ if TYPE_CHECKING:
 
     from prefixbank.trainer.recipe import Recipe
 
-SHARED = ("backbone", "dtype", "family", "sweep", "tasks")
-"""Fields that all trials of a sweep have in common: one backbone in one arithmetic serves them all."""
+SHARED = (
+    "backbone",
+    "dtype",
+    "family",
+    "sweep",
+    "tasks",
+    "selection.metric",
+    "data.seed",
+    "data.test",
+    "data.carve_test",
+)
+"""Fields that all trials of a sweep have in common: one backbone in one arithmetic serves them all, one metric ranks
+them, and the rows that are reported chose none of them."""
+DRAWN_FIRST = ("data.train.limit", "data.train.rows")
+"""Fields that move the rows that `data.carve_test` takes."""
 DIGITS = 3
 """Significant digits of a number between two ends: more say nothing, and nobody can read them."""
 MOST_STEPS = 1000
@@ -82,17 +95,17 @@ class Dimension:
             raise InvalidRecipe(
                 f"sweep.space.{self.name}: found an interval without step, wanted one or a list: a grid"
             )
-        low, high, step = self.interval.low, self.interval.high, self.interval.step
-        count = math.floor((high - low) / step + 1e-9) + 1
+        count = _steps_of(self.interval, self.interval.step) + 1
         if count > MOST_STEPS:
             raise InvalidRecipe(f"sweep.space.{self.name}: found {count} steps, wanted at most {MOST_STEPS}")
-        return [low + number * step for number in range(count)]
+        return [self.interval.low + number * self.interval.step for number in range(count)]
 
     def _stepped(self, number: float) -> float:
         interval = self.interval
         assert interval is not None, "places are whole already. This is a bug."
         if interval.step is not None:
-            return interval.low + round((number - interval.low) / interval.step - 1e-9) * interval.step
+            place = round((number - interval.low) / interval.step - 1e-9)
+            return interval.low + min(place, _steps_of(interval, interval.step)) * interval.step
         return round(number) if interval.is_whole else number
 
 
@@ -148,8 +161,10 @@ def _dimension(name: str, tried: SearchInterval | tuple[Any, ...]) -> Dimension:
 
 def _check(space: Space, dimension: Dimension) -> None:
     where = f"sweep.space.{dimension.name}"
-    if dimension.name.split(".")[0] in SHARED:
-        raise InvalidRecipe(f"{where}: found a field that trials share, wanted none of {', '.join(SHARED)}")
+    carves = space.base.data is not None and space.base.data.test is None and space.base.data.carve_test
+    shared = (*SHARED, *DRAWN_FIRST) if carves else SHARED
+    if any(_overlap(dimension.name, name) for name in shared):
+        raise InvalidRecipe(f"{where}: found a field that trials share, wanted none of {', '.join(shared)}")
     if dimension.name == "method" and "full" in dimension.values:
         raise InvalidRecipe(f'{where}: found "full" among others, wanted a recipe of its own: it moves the backbone')
     for value in _tried(dimension):
@@ -158,6 +173,11 @@ def _check(space: Space, dimension: Dimension) -> None:
         except InvalidRecipe as error:
             problem = str(error).removeprefix("sweep.space: ")
             raise InvalidRecipe(f"{where}, value {json.dumps(value)}: {problem}") from error
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one field is the other, or a part of it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _tried(dimension: Dimension) -> tuple[Any, ...]:
@@ -181,6 +201,11 @@ def _set(table: dict[str, Any], name: str, value: Any) -> None:
             raise InvalidRecipe(f"sweep.space.{name}: found a value at {section}, wanted a section")
         table = inner
     table[last] = value
+
+
+def _steps_of(interval: SearchInterval, step: float) -> int:
+    """How many whole steps lie between the two ends."""
+    return math.floor((interval.high - interval.low) / step + 1e-9)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -12,14 +12,15 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from prefixbank.model_store.errors import InvalidRecipe, TrainingInterrupted
+from prefixbank.model_store.errors import InvalidRecipe, TrainingError, TrainingInterrupted
 from prefixbank.trainer import report
 from prefixbank.trainer.loop import Loop
 from prefixbank.trainer.pack import Pack
 from prefixbank.trainer.recipe.write import moved, write
 from prefixbank.trainer.sweep.finals import conclude_search, forget, seeds_of
+from prefixbank.trainer.sweep.record import seconds_in
 from prefixbank.trainer.sweep.referee import Referee, Timekeeper
-from prefixbank.trainer.sweep.search import Search
+from prefixbank.trainer.sweep.search import TRIALS_FOLDER, Search
 from prefixbank.trainer.sweep.speed import fit_threads, measure
 from prefixbank.trainer.sweep.time_limit import Pace
 from prefixbank.trainer.sweep.trial_display import Silent, TrialDisplay
@@ -58,7 +59,7 @@ def sweep(
     """Search the settings of each job's recipe, run the best once per seed, and write all of it under the job's folder.
 
     Args:
-        limit: by when all must be done.
+        limit: by when all must be done. What trials took before an interruption counts.
         resume: continue interrupted sweeps.
         verify: asks the serving engine for its logits, as for a run.
         speed: as measured already; by default it is measured where there is a limit.
@@ -70,12 +71,18 @@ def sweep(
         ServingMismatch: the served logits differ from the trained ones.
     """
     _check_shared(jobs)
+    if resume and all(report.is_finished(job.out) for job in jobs):
+        raise TrainingError(
+            f"{jobs[0].out}: found a sweep that is finished, wanted an interrupted one, or another --out"
+        )
     pack = Pack(backbone)
     with ExitStack() as shown:
         searches = [Search(job, pack, shown.enter_context(show(job.name))) for job in jobs]
         for search in searches:
             search.display.start(search.job.most)
             search.begin(resume=resume)
+        if limit is not None and resume:
+            limit = limit.shortened(sum(seconds_in(job.out / TRIALS_FOLDER) for job in jobs))
         if limit is not None and speed is None:
             speed = measured_speed(searches[0])
         referee = Referee(searches, _pace(limit), limit, speed)

@@ -39,7 +39,7 @@ class Watch:
         self.reserve = reserve
         self.slowness = 1.0
         """What a token costs now, over what it was measured to cost."""
-        self._seen: dict[int, tuple[float, int]] = {}
+        self._seen: dict[Trial, tuple[float, int]] = {}
         self._seconds, self._tokens = 0.0, 0
 
     def __call__(self, running: Sequence[Trial]) -> None:
@@ -54,11 +54,9 @@ class Watch:
 
     def _note(self, running: Sequence[Trial]) -> None:
         """What this step took, by the trials' own accounts: they leave out validation."""
-        now = {
-            id(one): (one.state.train_seconds + one.state.epoch_seconds, one.state.trained_tokens) for one in running
-        }
-        for name, (seconds, tokens) in now.items():
-            before = self._seen.get(name, (seconds, tokens))
+        now = {one: (one.state.seconds, one.state.trained_tokens) for one in running}
+        for one, (seconds, tokens) in now.items():
+            before = self._seen.get(one, (seconds, tokens))
             self._seconds += seconds - before[0]
             self._tokens += tokens - before[1]
         self._seen = now
