@@ -107,7 +107,8 @@ def test_provenance_names_the_tool(bert: Backbone, flat: Path) -> None:
 
 
 def test_a_head_without_bias_has_a_bias_of_zero(bert: Backbone, flat: Path) -> None:
-    edit_file(flat / "pytorch_model_head.bin", {"heads.task.4.bias": None})
+    edit_file(flat / "pytorch_model_head.bin", {"heads.task.1.bias": None, "heads.task.4.bias": None})
+    edit_config(flat / "head_config.json", bias=False)
     assert not import_prompt(flat, bert).prompt.head.bias_C.any()
 
 

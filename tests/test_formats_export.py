@@ -89,7 +89,7 @@ PEFT_CASES = [
     ("bert", TEXT, BACKBONES),
     ("bert", TEXT, TANH),
     ("bert", WORDS, NONE),
-    ("bert", SPANS, NONE),
+    ("roberta", SPANS, NONE),
     ("roberta", TEXT, TANH),
     ("xlm-roberta", WORDS, NONE),
     ("electra", TEXT, GELU),

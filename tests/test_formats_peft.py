@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -17,8 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import BackboneMismatch, NotRepresentable, SourceInvalid, UnknownFormat
+from prefixbank.model_store.formats.exporter import export_prompt
 from prefixbank.model_store.formats.foreign import Format
 from prefixbank.model_store.formats.importer import Choices, import_prompt
+from prefixbank.model_store.formats.peft import TYPED
 from prefixbank.model_store.task_prompt import Pooler
 from tests.format_cases import (
     PREFIX,
@@ -31,6 +34,7 @@ from tests.format_cases import (
     random_ids,
     save_tensors,
 )
+from tests.serving_cases import random_prompt
 from tests.tiny import WIDTH, tiny_backbone_folder
 
 if TYPE_CHECKING:
@@ -117,8 +121,30 @@ def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
     save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
-@pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TYPED)
+def test_questions_of_a_model_with_token_types_are_refused(
+    load: Callable[..., Backbone], tmp_path: Path, architecture: str
+) -> None:
+    """PEFT's model for questions hands no token types on, so it answers otherwise than any prompt here."""
+    backbone = load(architecture)
+    saved = save(backbone, tmp_path / "source", SPANS)
+    ids = torch.tensor([random_ids()[0]])
+    types = torch.arange(ids.shape[1])[None] % 2
+    with torch.no_grad():
+        answers = [
+            saved.model(ids, torch.ones_like(ids), token_type_ids=one).start_logits for one in (types, 0 * types)
+        ]
+    assert torch.equal(*answers)
+    with pytest.raises(NotRepresentable, match="for questions: it gives question and text the same token type"):
+        import_prompt(saved.folder, backbone)
+    with pytest.raises(NotRepresentable, match="for questions: it gives"):
+        export_prompt(random_prompt(backbone, PREFIX, seed=0, family=SPANS, num_labels=2), Format.PEFT, tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [pair for pair in itertools.product(ARCHITECTURES, MODELS) if pair not in itertools.product(TYPED, [SPANS])],
+)
 def test_answers_are_those_of_peft(
     load: Callable[..., Backbone], tmp_path: Path, architecture: str, family: Any
 ) -> None:

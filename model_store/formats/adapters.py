@@ -40,6 +40,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _POOL = re.compile(r"(?:\w+\.)?prefix_tuning\.prefix_tunings\.([^.]+)\.([^.]+)\.(.+)")
 """The model's own pool: adapter, location, tensor."""
+_COPY = re.compile(r".+\.prefix_tuning\.pool\.(prefix_tunings\..+)")
+"""A layer's copy of a tensor of the pool."""
 _LOCATIONS = ("self_prefix", "self")
 """Where an encoder's prefixes are; an encoder-decoder also has encoder_prefix and cross_prefix."""
 
@@ -72,7 +74,9 @@ def read(folder: Path, ref: BackboneRef) -> ForeignPrompt:
     if config.model_type != ref.architecture:
         raise BackboneMismatch(f"the adapter is of a {config.model_type!r}; the backbone is a {ref.architecture!r}")
     layers = _layers(method, ref)
-    flat_PX = _flat_prefix(_pool(read_tensors(folder, WEIGHTS), folder.name), method)
+    tensors = read_tensors(folder, WEIGHTS)
+    flat_PX = _flat_prefix(_pool(tensors, folder.name), method)
+    _check_repeated(tensors, folder.name)
     head, labels = read_head(folder, ref)
     return ForeignPrompt(
         format=Format.ADAPTERS,
@@ -123,12 +127,23 @@ def _pool(tensors: Mapping[str, Tensor], where: str) -> TensorBag:
     return TensorBag({match[3]: tensor for match, tensor in found.items()}, where)
 
 
+def _check_repeated(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse what is neither in the pool nor a layer's copy of it: it was trained, and has no place here."""
+    pool = {name.partition("prefix_tuning.")[2]: tensor for name, tensor in tensors.items() if _POOL.fullmatch(name)}
+    for name, tensor in tensors.items():
+        copied = _COPY.fullmatch(name)
+        original = tensor if _POOL.fullmatch(name) else pool.get(copied[1]) if copied else None
+        if original is None or not torch.equal(original, tensor):
+            raise NotRepresentable(f"{where} also trains {name[:100]!r}, which has no place in a task prompt")
+
+
 def _flat_prefix(pool: TensorBag, method: _Method) -> Tensor:
     """The prefix as [P, X]; an ejected one is flat whatever its config says."""
     if "control_trans" in pool:
         flat = pool.take("control_trans")
         if flat.dim() != 1 or method.prefix_length < 1 or flat.numel() % method.prefix_length:
             raise SourceInvalid(f"control_trans is {list(flat.shape)}, not {method.prefix_length} equal tokens")
+        pool.check_empty()
         return flat.reshape(method.prefix_length, -1)
     if method.non_linearity.lower() not in _ACTIVATIONS:
         raise NotRepresentable(f"non_linearity {method.non_linearity[:40]!r}; known: {', '.join(_ACTIVATIONS)}")
@@ -136,4 +151,5 @@ def _flat_prefix(pool: TensorBag, method: _Method) -> Tensor:
     if list(embedding_PE.shape[:1]) != [method.prefix_length]:
         raise SourceInvalid(f"wte.weight is {list(embedding_PE.shape)}; prefix_length is {method.prefix_length}")
     layers = pool.take_dense("control_trans.0"), pool.take_dense("control_trans.2")
+    pool.check_empty()
     return fold(embedding_PE, layers, _ACTIVATIONS[method.non_linearity.lower()])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefixbank.model_store.errors import NotRepresentable, SourceInvalid
 from prefixbank.model_store.formats.foreign import Activation, ForeignHead, ModelPooler, TrainedPooler
-from prefixbank.model_store.formats.heads import TensorBag, checked_head, transformers_head
+from prefixbank.model_store.formats.heads import FIXED_CLASSES, TensorBag, checked_head, transformers_head
 from prefixbank.model_store.formats.labels import from_label2id
 from prefixbank.model_store.formats.source_config import SourceConfig, parse_config
 from prefixbank.model_store.formats.source_files import read_json, read_tensors
@@ -44,6 +44,8 @@ class _Flexible(SourceConfig):
     layers: int = 1
     activation_function: str | None = None
     use_pooler: bool = False
+    bias: bool = True
+    num_labels: int | None = None
     label2id: dict[str, int] | None = None
 
 
@@ -71,6 +73,9 @@ def read_head(folder: Path, ref: BackboneRef) -> tuple[ForeignHead, tuple[str, .
         flexible = parse_config(_Flexible, config.config, folder / CONFIG)
         layers = TensorBag(bag.take_below(f"heads.{config.name}."), folder.name)
         head, label2id = _flexible_head(layers, flexible, ref), flexible.label2id
+        if flexible.num_labels not in (None, len(head.classifier.bias)) and head.family not in FIXED_CLASSES:
+            found = f"num_labels is {flexible.num_labels}; the head has {len(head.classifier.bias)} classes"
+            raise SourceInvalid(f"{folder / CONFIG}: {found}")
         layers.check_empty()
     bag.check_empty()
     return head, from_label2id(label2id) if label2id else None
@@ -87,14 +92,14 @@ def _flexible_head(bag: TensorBag, config: _Flexible, ref: BackboneRef) -> Forei
     """One layer is the classifier; of two the first is a pooler with the head's activation."""
     if config.head_type not in _FAMILIES:
         raise NotRepresentable(f"a head of type {config.head_type[:80]!r}; known: {', '.join(_FAMILIES)}")
-    family = _FAMILIES[config.head_type]
+    family, bare = _FAMILIES[config.head_type], not config.bias
     if config.layers == 1:
         pooler = ModelPooler(None) if config.use_pooler else None
-        return checked_head(ForeignHead(family, bag.take_dense("1", bias_may_lack=True), pooler), ref)
+        return checked_head(ForeignHead(family, bag.take_dense("1", bias_may_lack=bare), pooler), ref)
     if config.layers != 2 or family not in _POOLED or config.use_pooler:
         behind = " behind the model's pooler" if config.use_pooler else ""
         raise NotRepresentable(f"a {config.head_type} head of {config.layers} layers{behind} has no equal here")
     if config.activation_function not in _ACTIVATIONS:
         raise NotRepresentable(f"a head with activation {config.activation_function!r}; known: tanh, gelu")
-    first = TrainedPooler(bag.take_dense("1", bias_may_lack=True), _ACTIVATIONS[config.activation_function])
-    return checked_head(ForeignHead(family, bag.take_dense("4", bias_may_lack=True), first), ref)
+    first = TrainedPooler(bag.take_dense("1", bias_may_lack=bare), _ACTIVATIONS[config.activation_function])
+    return checked_head(ForeignHead(family, bag.take_dense("4", bias_may_lack=bare), first), ref)

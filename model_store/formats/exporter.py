@@ -39,6 +39,7 @@ def export_prompt(prompt: TaskPrompt, target: Format, folder: Path) -> None:
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
     """Aside first, then renamed to its place: a crash or a full disk leaves no half of it there."""
+    folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or os.listdir(folder)):
         raise FileExistsError(
             errno.EEXIST, "a prompt is exported into a new or empty folder, and this is neither", str(folder)

@@ -87,6 +87,8 @@ class ForeignPrompt:
     """None where the source does not name its classes."""
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     """The encoder as the source carries it, by names of the base model, pooler left out; empty where it does not."""
+    config: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What the source says of the encoder, by transformers' names; empty where it says nothing."""
     made_for: str = ""
     """What the source calls its backbone."""
     software: Mapping[str, str] = field(default_factory=dict)

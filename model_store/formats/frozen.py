@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from prefixbank.model_store.backbones.architectures import ARCHITECTURES
 from prefixbank.model_store.errors import BackboneMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pydantic import JsonValue
     from torch import Tensor
 
     from prefixbank.model_store.backbones.backbone import Backbone
@@ -38,6 +40,23 @@ def check_same_encoder(carried: Mapping[str, Tensor], backbone: Backbone) -> Non
             f"{len(different)} of {len(served)} tensors of the encoder differ from {backbone.ref.name!r}, as {first!r} "
             f"does{_distance(carried[first], served[first])}: the prompt was made for another backbone"
         )
+
+
+def check_same_config(said: Mapping[str, JsonValue], backbone: Backbone) -> None:
+    """Compare what a source's config says of its encoder beside the weights: heads and activations are in no tensor.
+
+    Raises:
+        BackboneMismatch: a field differs.
+    """
+    config, architecture = backbone.model.config, ARCHITECTURES[backbone.ref.architecture]
+    if not (positions := said.get("position_embedding_type", "absolute")) == "absolute":
+        raise BackboneMismatch(f"position_embedding_type is {positions!r} in the source's config; wanted 'absolute'")
+    for name in architecture.config_fields:
+        found, served = said.get(name), getattr(config, name, None)
+        if found is not None and found != served:
+            raise BackboneMismatch(
+                f"{name} is {found!r} in the source's config and {served!r} in {backbone.ref.name!r}"
+            )
 
 
 def is_backbones_pooler(carried: Dense, backbone: Backbone) -> bool:

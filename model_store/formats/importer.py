@@ -15,10 +15,11 @@ from prefixbank.model_store.errors import NotRepresentable, SourceInvalid
 from prefixbank.model_store.formats import adapters, peft, ptuning_v2
 from prefixbank.model_store.formats.detect import detect
 from prefixbank.model_store.formats.foreign import Dense, ForeignPrompt, Format, ModelPooler, TrainedPooler
-from prefixbank.model_store.formats.frozen import check_same_encoder, is_backbones_pooler
+from prefixbank.model_store.formats.frozen import check_same_config, check_same_encoder, is_backbones_pooler
 from prefixbank.model_store.formats.labels import carried_as, labels_for
 from prefixbank.model_store.formats.preparation import preprocessing_for
 from prefixbank.model_store.formats.sidecar import Sidecar, read_sidecar
+from prefixbank.model_store.formats.source_files import find_tensors
 from prefixbank.model_store.task_prompt import (
     Head,
     HeadSpec,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.model_store.formats.foreign import ForeignHead
     from prefixbank.model_store.task_prompt import TaskFamily
+
+
+_WEIGHTS = {Format.PEFT: peft.WEIGHTS, Format.PTUNING_V2: ptuning_v2.WEIGHTS, Format.ADAPTERS: adapters.WEIGHTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +83,11 @@ def import_prompt(
         ArtifactError: its numbers are no artifact's: NaN, infinity, beyond fp16.
     """
     choices = choices or Choices()
-    foreign = _read(folder, backbone, choices, source_format or detect(folder))
+    source_format = source_format or detect(folder)
+    foreign = _read(folder, backbone, choices, source_format)
     if foreign.shallow_PM is not None:
         _ = backbone.word_embedding_VM  # refuses embeddings of another width than the model's
-    sidecar = read_sidecar(folder, backbone.ref)
+    sidecar = read_sidecar(folder, backbone.ref, find_tensors(folder, _WEIGHTS[source_format]))
     evidence = _check_backbone(foreign, sidecar, backbone)
     prompt = _task_prompt(foreign, sidecar, backbone, choices)
     return Imported(artifact.seal(prompt).unseal(), foreign.method, evidence)
@@ -104,6 +109,7 @@ def _read(folder: Path, backbone: Backbone, choices: Choices, source_format: For
 
 def _check_backbone(foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Backbone) -> str:
     """Compare what can be compared, and say what that was."""
+    check_same_config(foreign.config, backbone)
     if foreign.frozen:
         check_same_encoder(foreign.frozen, backbone)
         return f"the source's {len(foreign.frozen)} encoder tensors are those of {backbone.ref.name!r}"
@@ -127,7 +133,7 @@ def _task_prompt(foreign: ForeignPrompt, sidecar: Sidecar | None, backbone: Back
         preprocessing=preprocessing_for(
             family, foreign.position_offset, sidecar.preprocessing if sidecar else None, backbone, choices
         ),
-        backbone=backbone.ref,
+        backbone=sidecar.backbone if sidecar else backbone.ref,
         metrics=sidecar.metrics if sidecar else {},
         provenance=sidecar.provenance if sidecar else _provenance(foreign),
         shallow_PM=foreign.shallow_PM,

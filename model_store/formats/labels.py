@@ -49,6 +49,8 @@ def labels_for(
         LabelsMismatch: as many were chosen as the head does not have.
         SourceInvalid: the source names as many as its head does not have.
     """
+    if family in FIXED and chosen is not None:
+        raise LabelsMismatch(f"{len(chosen)} labels were given; {family} has none of its own")
     if family in FIXED:
         return FIXED[family]
     if chosen is not None and len(chosen) != num_classes:

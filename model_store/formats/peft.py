@@ -42,6 +42,8 @@ FAMILIES = {
 }
 PREFIXED = ("bert", "roberta", "xlm-roberta", "electra")
 """Architectures whose forward takes past_key_values, as PEFT's prefix tuning needs."""
+TYPED = ("bert", "electra")
+"""Of those, the ones that tell the question from its text by token types."""
 _DEEP = ("PREFIX_TUNING", "CARTRIDGE")
 
 
@@ -98,6 +100,7 @@ def _prompt(
         facts=facts | ({} if task is None else {"task": task}),
     )
     if config.peft_type in _DEEP:
+        check_types(head.family, ref)
         layers = tuple(range(ref.num_layers))
         return replace(prompt, layers=layers, kv_N2HPD=split_flat(embeddings_PX, len(layers), ref))
     check_family(head.family, config.peft_type)
@@ -107,6 +110,15 @@ def _prompt(
         shallow_PM=shallow_prompt(bag, embeddings_PX, config.peft_type, task, ref),
         head=replace(head, pools="prompt" if is_pooled else "text"),
     )
+
+
+def check_types(family: TaskFamily, ref: BackboneRef) -> None:
+    """Refuse a prefix for questions where PEFT takes the token types away: its model for questions passes none on."""
+    if family is TaskFamily.QUESTION_ANSWERING and ref.architecture in TYPED:
+        raise NotRepresentable(
+            f"PEFT prefix tuning of {ref.architecture} for questions: it gives question and text the same token type, "
+            f"which no prompt here does"
+        )
 
 
 def _check_method(config: _Config, task: int | None, ref: BackboneRef) -> None:

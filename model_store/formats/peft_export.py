@@ -14,7 +14,7 @@ import safetensors.torch
 from prefixbank.model_store.errors import NotRepresentable
 from prefixbank.model_store.formats.exportable import check_deep, check_head, check_shallow
 from prefixbank.model_store.formats.labels import carried_as
-from prefixbank.model_store.formats.peft import CONFIG, EMBEDDINGS, FAMILIES, MODEL, PREFIXED, WEIGHTS
+from prefixbank.model_store.formats.peft import CONFIG, EMBEDDINGS, FAMILIES, MODEL, PREFIXED, WEIGHTS, check_types
 from prefixbank.model_store.formats.peft_shallow import PROMPT_TUNING, check_family
 from prefixbank.model_store.formats.prefix_layout import join_flat
 from prefixbank.model_store.formats.sidecar import NAME, sidecar_bytes, spell
@@ -61,6 +61,7 @@ def _embeddings(prompt: TaskPrompt) -> Tensor:
     if carried_as(prompt.family) not in _TASK_TYPES:
         raise NotRepresentable(f"PEFT has no head for {prompt.family}")
     if prompt.shallow_PM is None:
+        check_types(prompt.family, prompt.backbone)
         return join_flat(prompt.kv_N2HPD)
     check_family(carried_as(prompt.family), PROMPT_TUNING)
     return prompt.shallow_PM

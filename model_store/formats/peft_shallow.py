@@ -59,11 +59,15 @@ def shallow_prompt(bag: TensorBag, embeddings_PM: Tensor, kind: str, task: int |
 
 def _folded(embeddings_PM: Tensor, columns_GPF: Tensor, rows_GFM: Tensor, task: int | None) -> Tensor:
     """The shared prompt times what one task makes of it, in fp64."""
-    (length, width), (tasks, *columns), (others, *rows) = embeddings_PM.shape, columns_GPF.shape, rows_GFM.shape
-    if len(columns) != 2 or [others, *rows] != [tasks, columns[1], width] or columns[0] != length:
-        shapes = [list(tensor.shape) for tensor in (embeddings_PM, columns_GPF, rows_GFM)]
+    shapes = [list(tensor.shape) for tensor in (embeddings_PM, columns_GPF, rows_GFM)]
+    (length, width), columns, rows = shapes
+    if len(columns) != 3 or rows != [columns[0], columns[2], width] or columns[1] != length:
         raise SourceInvalid(f"the shapes of the multitask prompt do not follow from each other: {shapes}")
-    chosen = _chosen(task, tasks)
+    if not (columns_GPF.is_floating_point() and rows_GFM.is_floating_point()):
+        raise SourceInvalid(
+            f"{COLUMNS} and {ROWS} hold {columns_GPF.dtype} and {rows_GFM.dtype}, no floating-point numbers"
+        )
+    chosen = _chosen(task, columns[0])
     share_PM = columns_GPF[chosen].double() @ rows_GFM[chosen].double()
     return (embeddings_PM.double() * share_PM).float()
 

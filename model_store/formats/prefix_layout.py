@@ -75,3 +75,5 @@ def _check_chain(embedding_PE: Tensor, first: Dense, second: Dense) -> None:
     if not fits:
         shapes = [list(matrix.shape) for matrix in (*matrices, first.bias, second.bias)]
         raise SourceInvalid(f"the shapes of the prefix projection do not follow from each other: {shapes}")
+    if not embedding_PE.is_floating_point():
+        raise SourceInvalid(f"the prefix holds {embedding_PE.dtype}, not floating-point numbers")

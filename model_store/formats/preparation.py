@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefixbank.model_store.errors import BackboneMismatch, NotRepresentable
 from prefixbank.model_store.task_prompt import AnsweringSpec, Preprocessing, RolesSpec, TaskFamily
+from prefixbank.model_store.tasks.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from prefixbank.model_store.backbones.backbone import Backbone
@@ -38,7 +39,10 @@ def preprocessing_for(
         NotRepresentable: the user says one text for a family of two.
     """
     longest = backbone.max_tokens(position_offset)
-    wanted = choices.max_tokens or (told.max_tokens if told else 1)
+    least = _fewest(family, backbone, choices)
+    wanted = choices.max_tokens or (told.max_tokens if told else least)
+    if wanted < least:
+        raise BackboneMismatch(f"--max-tokens is {wanted}; the shortest input of {family} has {least}")
     if longest < wanted:
         raise BackboneMismatch(
             f"{position_offset} of {backbone.max_positions} positions go to the prefix; "
@@ -46,6 +50,12 @@ def preprocessing_for(
         )
     prep = told or _published(family, longest)
     return prep.model_copy(update=_chosen(family, prep, choices))
+
+
+def _fewest(family: TaskFamily, backbone: Backbone, choices: Choices) -> int:
+    """Tokens of the shortest input: special ones, and one of each text."""
+    is_pair = family in _TEXT_FIELDS or bool(choices.pair)
+    return TextTokenizer(backbone.tokenizer).num_special_tokens(pair=is_pair) + 1 + is_pair
 
 
 def _published(family: TaskFamily, longest: int) -> Preprocessing:

@@ -64,7 +64,7 @@ _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 class _Config(SourceConfig):
     model_type: str = ""
-    name_or_path: str = Field("", validation_alias=AliasChoices("_name_or_path", "name_or_path"))
+    name_or_path: str | None = Field(None, validation_alias=AliasChoices("_name_or_path", "name_or_path"))
     architectures: tuple[str, ...] | None = None
     id2label: dict[str, str | int] | None = None
     problem_type: str | None = None
@@ -85,13 +85,16 @@ def read(folder: Path, ref: BackboneRef, family: TaskFamily | None = None) -> Fo
         BackboneMismatch: its shapes are another backbone's.
     """
     path = folder / CONFIG
-    config = parse_config(_Config, read_json(path) if path.exists() else {}, path)
+    fields = read_json(path) if path.exists() else {}
+    config = parse_config(_Config, fields, path)
     bag = TensorBag(read_tensors(folder, WEIGHTS), folder.name)
     model = _model_name(ref)
     _check_model(config, bag, model)
     kv_L2HPD = _prefix(bag, config, ref)
     frozen = {canonical_name(name, model): tensor for name, tensor in bag.take_below(f"{model}.").items()}
     pooler = {name: frozen.pop(name) for name in list(frozen) if name.startswith("pooler.")}
+    if not frozen and config.model_type not in ("", ref.architecture):
+        raise BackboneMismatch(f"the checkpoint is of a {config.model_type!r}; the backbone is a {ref.architecture!r}")
     head = _head(bag, TensorBag(pooler, folder.name), _family(config, bag, family), config, ref)
     bag.check_empty()
     return ForeignPrompt(
@@ -103,7 +106,8 @@ def read(folder: Path, ref: BackboneRef, family: TaskFamily | None = None) -> Fo
         head=head,
         labels=from_id2label(config.id2label) if config.id2label else None,
         frozen={name: tensor for name, tensor in frozen.items() if name not in _BUFFERS},
-        made_for=config.name_or_path,
+        config=fields,
+        made_for=config.name_or_path or "",
         software={"transformers": config.transformers_version} if config.transformers_version else {},
         facts={"prefix_projection": config.prefix_projection},
     )

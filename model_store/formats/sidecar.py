@@ -61,8 +61,11 @@ def spell(fields: dict[str, object]) -> bytes:
     return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def read_sidecar(folder: "Path", backbone: BackboneRef) -> Sidecar | None:
-    """The file in `folder`, true to the weights beside it and to the backbone; None where there is none.
+def read_sidecar(folder: "Path", backbone: BackboneRef, weights: "Path | None") -> Sidecar | None:
+    """The file in `folder`, true to the weights that were read and to the backbone; None where there is none.
+
+    Args:
+        weights: the file that was read.
 
     Raises:
         SourceInvalid: it is malformed, or about other weights than those that lie there.
@@ -73,6 +76,8 @@ def read_sidecar(folder: "Path", backbone: BackboneRef) -> Sidecar | None:
         return None
     sidecar = parse_config(Sidecar, read_json(path), path)
     _check_weights(sidecar, folder)
+    if weights is not None and weights.name != sidecar.weights_file:
+        raise SourceInvalid(f"{path} speaks of {sidecar.weights_file}, and {weights.name} is what is read: remove one")
     if sidecar.backbone.fingerprint != backbone.fingerprint:
         raise BackboneMismatch(
             f"the prompt was made for {sidecar.backbone.name!r} ({sidecar.backbone.fingerprint[:12]}); "

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 16 << 20
 """Indices of sharded checkpoints have a few MiB."""
 INDEX_SUFFIX = ".index.json"
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
@@ -66,10 +70,7 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise SourceUnreadable(f"{folder} holds none of {', '.join(names)}")
     if not place.name.endswith(INDEX_SUFFIX):
         return _read_file(place)
-    tensors: dict[str, Tensor] = {}
-    for shard in _shards(place):
-        tensors |= _read_file(shard)
-    return tensors
+    return _read_shards(place)
 
 
 def read_names(folder: Path, names: Sequence[str]) -> list[str]:
@@ -87,9 +88,19 @@ def read_names(folder: Path, names: Sequence[str]) -> list[str]:
         raise SourceUnreadable(f"{place} is not a whole safetensors file: {error}") from error
 
 
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names, which lie beside it."""
-    return [index.parent / name for name in sorted(set(_weight_map(index).values()))]
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors that an index names, each from the file that it names, which lies beside it."""
+    weight_map = _weight_map(index)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(weight_map.values())):
+        found = _read_file(index.parent / file)
+        wanted = {name for name, place in weight_map.items() if place == file}
+        odd = next(iter(sorted(wanted ^ found.keys())), None)
+        if odd is not None:
+            problem = "the index does not say so" if odd in found else "it is not there"
+            raise SourceInvalid(f"{index} and {file} disagree about {odd[:80]!r}: {problem}")
+        tensors |= found
+    return tensors
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -165,7 +176,7 @@ def _check_uncompressed(path: Path) -> None:
 def _plain_tensor(path: Path, name: object, tensor: object, file_bytes: int) -> Tensor:
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise SourceInvalid(f"{path} holds a {type(tensor).__name__} as {str(name)[:80]!r}, wanted a tensor")
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
         raise SourceInvalid(f"{path}: {name[:80]!r} is no plain dense tensor")
     if tensor.numel() * tensor.element_size() > file_bytes:
         raise SourceInvalid(f"{path}: {name[:80]!r} claims {tuple(tensor.shape)}, more than the file can hold")
