@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import TrainingError, TrainingInterrupted
 from prefixbank.trainer.outcome import conclude
-from prefixbank.trainer.progress import LogDisplay
 from tests.conftest import DEVICE
 from tests.tiny import tiny_backbone_folder
-from tests.training_cases import prompt_of, recipe_of, run, same_bits, write_rows
+from tests.training_cases import Interrupter, prompt_of, recipe_of, run, same_bits, write_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,18 +36,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_rows(folder)
     return folder
-
-
-class Interrupter(LogDisplay):
-    """Sends the signal that Ctrl-C or a scheduler sends after some step."""
-
-    def __init__(self, after: int, number: int) -> None:
-        self.after = after
-        self.number = number
-
-    def step(self, step: int, loss: float) -> None:
-        if step == self.after:
-            signal.raise_signal(self.number)
 
 
 @pytest.mark.parametrize(("after", "number"), [(9, signal.SIGINT), (12, signal.SIGTERM)])

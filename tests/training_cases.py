@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import Recipe, parse
 from prefixbank.trainer.run import Trained, train
 
@@ -61,3 +63,15 @@ def prompt_of(trained: Trained) -> TaskPrompt:
 def same_bits(one: TaskPrompt, other: TaskPrompt) -> bool:
     tensors = [(p.kv_N2HPD, p.head.weight_CM, p.head.bias_C) for p in (one, other)]
     return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
+
+
+class Interrupter(LogDisplay):
+    """Sends the signal that Ctrl-C or a scheduler sends after some step."""
+
+    def __init__(self, after: int, number: int = signal.SIGINT) -> None:
+        self.after = after
+        self.number = number
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.after:
+            signal.raise_signal(self.number)
