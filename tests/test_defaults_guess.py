@@ -187,6 +187,23 @@ def test_a_table_without_a_header_is_told_by_numbers(tmp_path: Path) -> None:
     assert found == {"family": TEXTS, "data": {"format": "tsv", "text": ["3"], "label": "1"}}
 
 
+def test_a_first_row_is_no_header(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("".join(f"film {n}\t{('neg', 'pos')[n % 2]}\n" for n in range(20)))
+    with pytest.raises(InvalidData, match=r"found 'neg' in the first line, a label of other lines.*data\.label=\"1\""):
+        guess(tmp_path / "a.tsv")
+    found = guess(tmp_path / "a.tsv", said={"text": ["0"], "label": "1"})
+    assert found["data"] == {"format": "tsv", "text": ["0"], "label": "1"}
+
+
+@pytest.mark.parametrize("row", [{"ctx": "a", "endings": ["p", "z"]}, {"text": "a", "target": {"span1_text": "b"}}])
+def test_a_label_that_goes_by_what_no_column_holds_is_not_guessed(tmp_path: Path, row: dict[str, Any]) -> None:
+    rows = [row | {"label": n % 2} for n in range(20)]
+    with pytest.raises(InvalidData, match=r"wanted texts and a label: say --set 'data\.text"):
+        guess(jsonl(tmp_path / "a.jsonl", rows))
+    text = next(iter(row))
+    assert guess(tmp_path / "a.jsonl", said={"text": [text]})["data"]["text"] == [text]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
