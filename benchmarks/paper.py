@@ -27,7 +27,7 @@ from benchmarks.paper_needs import RealHub
 from benchmarks.paper_rows import ROWS
 from benchmarks.paper_run import Asked, run_row
 from benchmarks.paper_view import shown
-from prefixbank.cli_train import served_logits
+from prefixbank.cli_training import served_logits
 from prefixbank.trainer import checkpoint
 from prefixbank.trainer.run import train
 

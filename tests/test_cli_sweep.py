@@ -147,7 +147,6 @@ def test_rows_alone_are_enough(run: Run, folder: Path) -> None:
         (["train", "one.toml", "--budget", "3m"], "found --budget beside a recipe"),
         (["train", "--data", "texts.jsonl", "--tensorboard"], "--tensorboard: found it beside --data"),
         (["train", "--data", "none.jsonl"], "none.jsonl: cannot be read"),
-        (["train", "--data", "texts.jsonl", "--family", "poetry"], "--family: found 'poetry'"),
         (["train", "--data", "texts.jsonl", "--resume"], "runs/texts: found no search, wanted one to resume"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from prefixbank.cli_train import served_logits
+from prefixbank.cli_training import served_logits
 from prefixbank.model_store import artifact
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import InvalidRecipe

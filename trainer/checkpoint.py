@@ -57,18 +57,27 @@ def is_in(folder: Path) -> bool:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read the folder's checkpoint.
+    """Read the folder's checkpoint to go on from it; what a killed process left half written beside it goes.
 
     Raises:
         TrainingError: there is none, or it is not one of ours.
     """
-    path = folder / FILE
     clear_staging(folder)
+    return _read(folder, with_tensors=True)
+
+
+def state_in(folder: Path) -> dict[str, Any]:
+    """The state alone, of the folder's checkpoint; raises as `load` does."""
+    return _read(folder, with_tensors=False).state
+
+
+def _read(folder: Path, *, with_tensors: bool) -> Checkpoint:
+    path = folder / FILE
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        return Checkpoint(tensors, json.loads(metadata[_KEY]))
+            names = file.keys() if with_tensors else ()
+            tensors = {name: file.get_tensor(name) for name in names}
+            return Checkpoint(tensors, json.loads((file.metadata() or {})[_KEY]))
     except FileNotFoundError as error:
         raise TrainingError(f"{path}: found no checkpoint, wanted one to resume from") from error
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:

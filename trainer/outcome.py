@@ -15,8 +15,8 @@ import torch
 
 from prefixbank.model_store.errors import ServingMismatch
 from prefixbank.model_store.task_prompt import Provenance, TaskPrompt
-from prefixbank.trainer import report
 from prefixbank.trainer.deep_prompt import DeepPrompt
+from prefixbank.trainer.provenance import now, software
 from prefixbank.trainer.shallow_prompt import ShallowPrompt
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def fold(trial: Trial, part: Part, outcome: Outcome, backbone: Backbone) -> Task
         preprocessing=outcome.family.preprocessing(part.labels),
         backbone=ref,
         metrics=metrics,
-        provenance=Provenance(created=report.now(), software=report.software(), recipe=recipe.model_dump(mode="json")),
+        provenance=Provenance(created=now(), software=software(), recipe=recipe.model_dump(mode="json")),
     )
     return replace(folded, shallow_PM=prompt.fold(dtype).cpu()) if isinstance(prompt, ShallowPrompt) else folded
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefixbank import cli_training as training
+from prefixbank.cli_common import remark
 from prefixbank.cli_sweep import conclude, display_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from prefixbank.model_store.task_prompt import TaskFamily
+    from prefixbank.cli_common import FamilyName
 
 BUDGET = "5m"
 PLAIN_STEMS = ("train", "training", "data", "dev")
@@ -25,7 +26,7 @@ class Without(NamedTuple):
     """Options that take the place of a recipe."""
 
     data: Path | None
-    family: str | None
+    family: FamilyName | None
     validation: Path | None
     test: Path | None
     backbone: str | None
@@ -45,17 +46,6 @@ class Without(NamedTuple):
             raise TrainingError("--tensorboard: found it beside --data, wanted it beside the recipe that was found")
         return recipe is None
 
-    def family_named(self) -> TaskFamily | None:
-        """The family that was said."""
-        from prefixbank.model_store.errors import TrainingError
-        from prefixbank.model_store.task_prompt import TaskFamily
-
-        if self.family is None:
-            return None
-        if self.family not in list(TaskFamily):
-            raise TrainingError(f"--family: found {self.family!r}, wanted one of {', '.join(TaskFamily)}")
-        return TaskFamily(self.family)
-
 
 def train_within(
     without: Without,
@@ -74,6 +64,7 @@ def train_within(
         began: when the time began to run, on the monotonic clock.
     """
     from prefixbank.model_store.backbones.devices import device_named
+    from prefixbank.model_store.task_prompt import TaskFamily
     from prefixbank.trainer import defaults
     from prefixbank.trainer.run import backbone_for
     from prefixbank.trainer.sweep import Job, TimeLimit, seconds_of, sweep
@@ -83,8 +74,9 @@ def train_within(
     limit = TimeLimit(seconds_of(without.budget or BUDGET), began)
     folder = out or Path("runs") / _name(without.data)
     said = [*overrides, *(["data.tolerance=0"] if strict else [])]
+    family = TaskFamily(without.family) if without.family else None
     request = defaults.Request(
-        without.data, without.validation, without.test, without.family_named(), without.backbone or "minilm", said
+        without.data, without.validation, without.test, family, without.backbone or "minilm", said
     )
     training.log_to_stderr()
     choice = defaults.resumed(folder, limit) if resume else None
@@ -93,7 +85,7 @@ def train_within(
     backbone = backbone_for(recipe, device_named(device))
     choice = choice or defaults.choose(request, recipe, folder, backbone, limit)
     for line in choice.remarks:
-        training.remark(line)
+        remark(line)
     assert choice.recipe.sweep is not None, "a choice has a search. This is a bug."
     job = Job(folder.name, choice.recipe, folder, folder, choice.recipe.sweep.trials, defaults.RECIPE_FILE)
     with training.interruptible():

@@ -5,26 +5,18 @@ Results go to stdout, remarks to stderr. It refuses to know how the formats look
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from prefixbank.cli_common import DEFAULT_STORE, SHORT, FamilyName, StorePath, address_of, remark
 
 if TYPE_CHECKING:
     from prefixbank.model_store.address import Address
     from prefixbank.model_store.formats.importer import Choices, Imported
     from prefixbank.model_store.store import PromptStore
     from prefixbank.model_store.task_prompt import TaskPrompt
-
-DEFAULT_STORE = Path("store")
-SHORT = 12
-
-StorePath = Annotated[
-    Path, typer.Option("--store", envvar="PREFIXBANK_STORE", help="The store's folder.", show_default="store")
-]
-FamilyName = Literal[
-    "text-classification", "token-classification", "question-answering", "multiple-choice", "semantic-role-labeling"
-]
 
 
 def import_(
@@ -74,10 +66,10 @@ def import_(
         source_task=source_task,
         null_threshold=null_threshold,
     )
-    address = _address(task)
+    address = address_of(task)
     imported = _import(source, backbone, choices, source_format)
-    _remark(f"{imported.method}: {_summary(imported.prompt)}")
-    _remark(f"backbone: {imported.backbone_evidence}")
+    remark(f"{imported.method}: {_summary(imported.prompt)}")
+    remark(f"backbone: {imported.backbone_evidence}")
     _publish(imported.prompt, address, store, promote)
 
 
@@ -99,12 +91,12 @@ def export(
     from prefixbank.model_store.formats.foreign import Format
     from prefixbank.model_store.store import PromptStore
 
-    address, prompts = _address(task), PromptStore.existing(store)
+    address, prompts = address_of(task), PromptStore.existing(store)
     whole = prompts.resolve(address, alias) if revision is None else prompts.find_revision(address, revision)
     prompt = prompts.load(address, whole)
     export_prompt(prompt, Format(target), output)
     typer.echo(output)
-    _remark(f"{address} {whole[:SHORT]}: {_summary(prompt)}")
+    remark(f"{address} {whole[:SHORT]}: {_summary(prompt)}")
 
 
 def _import(source: Path, backbone: str, choices: Choices, said: str | None) -> Imported:
@@ -115,7 +107,7 @@ def _import(source: Path, backbone: str, choices: Choices, said: str | None) -> 
     from prefixbank.model_store.formats.importer import import_prompt
 
     source_format = Format(said) if said else detect(source)
-    _remark(f"reading {source} as {source_format}, for {backbone}")
+    remark(f"reading {source} as {source_format}, for {backbone}")
     return import_prompt(source, load_backbone(backbone), choices, source_format)
 
 
@@ -141,16 +133,6 @@ def _publish(prompt: TaskPrompt, address: Address, path: Path, promote: bool) ->
     typer.echo(revision)
     if promote:
         prompts.promote(address, revision)
-        _remark(f"{address}: live is {revision[:SHORT]}")
+        remark(f"{address}: live is {revision[:SHORT]}")
     else:
-        _remark(f"published, not promoted: prefixbank store promote {address} {revision[:SHORT]}")
-
-
-def _address(task: str) -> Address:
-    from prefixbank.model_store.address import Address
-
-    return Address.parse(task)
-
-
-def _remark(text: str) -> None:
-    typer.echo(text, err=True)
+        remark(f"published, not promoted: prefixbank store promote {address} {revision[:SHORT]}")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefixbank import cli_serve_view as view
+from prefixbank.cli_common import DEFAULT_STORE, StorePath
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from prefixbank.serving.config import ServeConfig
 
-DEFAULT_STORE = Path("store")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "prompts"
 """Artifacts by tenant and task, in a checkout."""
 
@@ -80,7 +80,7 @@ def serve(
 
 def predict(
     task: Annotated[str, typer.Argument(metavar="TENANT/TASK", help="The task's address, or address@alias.")],
-    store: Annotated[Path, typer.Option(envvar="PREFIXBANK_STORE", help="The store's folder.")] = DEFAULT_STORE,
+    store: StorePath = DEFAULT_STORE,
     source: Annotated[typer.FileText, typer.Option("--input", help="JSON lines, `-` is standard input.")] = "-",  # type: ignore[assignment]
     config: Config = None,
     backbone: Backbone = None,

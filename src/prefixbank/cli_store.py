@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefixbank import cli_store_view as view
-from prefixbank.cli_store_view import SHORT
+from prefixbank.cli_common import DEFAULT_STORE, SHORT, StorePath, address_of, remark
 
 if TYPE_CHECKING:
-    from prefixbank.model_store.address import Address
     from prefixbank.model_store.store import PromptStore
-
-DEFAULT_STORE = Path("store")
 
 store = typer.Typer(
     help="Publish prompts, promote them, roll back, look around.",
@@ -25,9 +22,6 @@ store = typer.Typer(
     epilog="The store is a folder: --store PATH, or PREFIXBANK_STORE in the environment, or ./store.",
 )
 
-StorePath = Annotated[
-    Path, typer.Option("--store", envvar="PREFIXBANK_STORE", help="The store's folder.", show_default="store")
-]
 Task = Annotated[str, typer.Argument(metavar="TENANT/TASK", help="The task's address, as in acme/intents.")]
 Revision = Annotated[str, typer.Argument(metavar="REVISION", help="A revision, or its first 4 or more digits.")]
 Alias = Annotated[str, typer.Option(help="The alias to move; `live` is the one that is served.")]
@@ -48,15 +42,15 @@ def publish(
     """
     from prefixbank.model_store.store import PromptStore
 
-    address = _address(task)
+    address = address_of(task)
     prompts = PromptStore(path)
     revision = prompts.publish(address, folder)
     typer.echo(revision)
     if promote:
         prompts.promote(address, revision, alias)
-        _remark(f"{address}: {alias} is {revision[:SHORT]}")
+        remark(f"{address}: {alias} is {revision[:SHORT]}")
     else:
-        _remark(f"published, not promoted: prefixbank store promote {address} {revision[:SHORT]}")
+        remark(f"published, not promoted: prefixbank store promote {address} {revision[:SHORT]}")
 
 
 @store.command("list")
@@ -73,13 +67,13 @@ def list_tasks(as_json: AsJson = False, path: StorePath = DEFAULT_STORE) -> None
 @store.command()
 def show(task: Task, as_json: AsJson = False, path: StorePath = DEFAULT_STORE) -> None:
     """Show a task: its aliases with their history, and its revisions."""
-    record = _existing(path).show(_address(task))
+    record = _existing(path).show(address_of(task))
     if as_json:
         typer.echo(json.dumps(view.details(record), indent=2))
         return
     typer.echo(f"{record.address}\n\n{view.aliases_table(record)}\n\n{view.revisions_table(record)}")
     for fault in view.faults(record):
-        _remark(f"broken: {fault}")
+        remark(f"broken: {fault}")
 
 
 @store.command()
@@ -88,37 +82,37 @@ def promote(task: Task, revision: Revision, alias: Alias = "live", path: StorePa
 
     Example: `prefixbank store promote acme/intents 3f9a --alias canary`
     """
-    prompts, address = _existing(path), _address(task)
+    prompts, address = _existing(path), address_of(task)
     whole = prompts.find_revision(address, revision)
     prompts.promote(address, whole, alias)
     typer.echo(whole)
-    _remark(f"{address}: {alias} is {whole[:SHORT]}")
+    remark(f"{address}: {alias} is {whole[:SHORT]}")
 
 
 @store.command()
 def rollback(task: Task, alias: Alias = "live", path: StorePath = DEFAULT_STORE) -> None:
     """Point an alias where it pointed before. Prints that revision."""
-    address = _address(task)
+    address = address_of(task)
     revision = _existing(path).rollback(address, alias)
     typer.echo(revision)
-    _remark(f"{address}: {alias} is {revision[:SHORT]}")
+    remark(f"{address}: {alias} is {revision[:SHORT]}")
 
 
 @store.command()
 def delete(task: Task, revision: Revision, path: StorePath = DEFAULT_STORE) -> None:
     """Delete a revision. Refused while an alias points at it."""
-    prompts, address = _existing(path), _address(task)
+    prompts, address = _existing(path), address_of(task)
     whole = prompts.find_revision(address, revision)
     prompts.delete(address, whole)
-    _remark(f"{address}: deleted {whole[:SHORT]}")
+    remark(f"{address}: deleted {whole[:SHORT]}")
 
 
 @store.command("delete-task")
 def delete_task(task: Task, path: StorePath = DEFAULT_STORE) -> None:
     """Delete a task with all its revisions. Refused while it has an alias."""
-    address = _address(task)
+    address = address_of(task)
     _existing(path).delete_task(address)
-    _remark(f"{address}: deleted")
+    remark(f"{address}: deleted")
 
 
 @store.command("drop-alias")
@@ -128,9 +122,9 @@ def drop_alias(
     path: StorePath = DEFAULT_STORE,
 ) -> None:
     """Remove an alias with its history. Without `live`, a task is out of service."""
-    address = _address(task)
+    address = address_of(task)
     _existing(path).drop_alias(address, alias)
-    _remark(f"{address}: dropped {alias}")
+    remark(f"{address}: dropped {alias}")
 
 
 @store.command()
@@ -141,7 +135,7 @@ def verify(path: StorePath = DEFAULT_STORE) -> None:
     for finding in prompts.verify():
         typer.echo(str(finding))
         num_faults += 1
-    _remark(f"tasks: {len(prompts.list())}, faults: {num_faults}")
+    remark(f"tasks: {len(prompts.list())}, faults: {num_faults}")
     if num_faults:
         raise typer.Exit(1)
 
@@ -150,13 +144,3 @@ def _existing(path: Path) -> "PromptStore":
     from prefixbank.model_store.store import PromptStore
 
     return PromptStore.existing(path)
-
-
-def _address(task: str) -> "Address":
-    from prefixbank.model_store.address import Address
-
-    return Address.parse(task)
-
-
-def _remark(text: str) -> None:
-    typer.echo(text, err=True)

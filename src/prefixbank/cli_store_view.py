@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prefixbank.cli_common import SHORT
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prefixbank.model_store.alias import AliasRecord
     from prefixbank.model_store.inventory import RevisionRecord, TaskRecord
 
-SHORT = 12
-"""Digits of a revision in tables."""
 NOTHING = "-"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefixbank import cli_training as training
+from prefixbank.cli_common import DEFAULT_STORE, remark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ def sweep(
     strict: training.StrictOption = False,
     device: training.DeviceOption = "auto",
     publish: training.PublishOption = None,
-    store: training.StoreOption = training.DEFAULT_STORE,
+    store: training.StoreOption = DEFAULT_STORE,
     promote: training.PromoteOption = False,
 ) -> None:
     """Find settings: trials packed through one backbone, the weak ones ended early, the best run once per seed.
@@ -95,14 +96,14 @@ def sweep(
 def conclude(job: Job, result: Result, publication: training.Publication) -> None:
     """Say what the best settings are and reached, and publish what is to be published."""
     settings = ", ".join(f"{name} = {value}" for name, value in result.settings.items())
-    training.remark(f"{job.name}: best of all: {settings}")
+    remark(f"{job.name}: best of all: {settings}")
     training.summarise(result.trained)
     if len(result.reported) > 1:
         mean = "mean " if len(result.trained.reports) > 1 else ""
         metric = mean + result.trained.report["selection"]["metric"]
         scores = f"{result.mean:.4f} +- {result.std:.4f}"
-        training.remark(f"{job.name}: {result.split} {metric} {scores} over {len(result.reported)} seeds")
-    training.remark(f"{job.name}: recipe {job.out / job.best_file}, page {job.out / 'sweep.html'}")
+        remark(f"{job.name}: {result.split} {metric} {scores} over {len(result.reported)} seeds")
+    remark(f"{job.name}: recipe {job.out / job.best_file}, page {job.out / 'sweep.html'}")
     for part, folder in result.trained.folders.items():
         typer.echo(folder)
         publication.publish(part or job.name, folder)

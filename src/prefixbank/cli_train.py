@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefixbank import cli_training as training
-from prefixbank.cli_training import served_logits
+from prefixbank.cli_common import DEFAULT_STORE, FamilyName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prefixbank.trainer.progress import Display
-
-__all__ = ["served_logits", "train"]
 
 
 def train(
@@ -31,7 +29,8 @@ def train(
         typer.Option(help="Rows to learn from, instead of a recipe: settings are searched within --budget."),
     ] = None,
     family: Annotated[
-        str | None, typer.Option(help="What the task answers, with --data.", show_default="guessed from the rows")
+        FamilyName | None,
+        typer.Option(help="What the task answers, with --data.", show_default="guessed from the rows"),
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="Rows to choose on, with --data.", show_default="a part of --data")
@@ -54,7 +53,7 @@ def train(
     strict: training.StrictOption = False,
     device: training.DeviceOption = "auto",
     publish: training.PublishOption = None,
-    store: training.StoreOption = training.DEFAULT_STORE,
+    store: training.StoreOption = DEFAULT_STORE,
     promote: training.PromoteOption = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard beside the report.")
@@ -108,7 +107,7 @@ def train_recipe(
             folder,
             root=recipe.parent,
             device=device_named(device),
-            verify=served_logits,
+            verify=training.served_logits,
             resume=resume,
             display=display,
         )

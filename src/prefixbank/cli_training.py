@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from prefixbank.cli_common import SHORT, address_of, remark
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from prefixbank.trainer.run import Trained
 
 INTERRUPTED = 130
-DEFAULT_STORE = Path("store")
 
 SeedOption = Annotated[int | None, typer.Option(help="Another seed than the recipe's.")]
 SetOption = Annotated[
@@ -67,10 +68,10 @@ class Publication(NamedTuple):
             return
         address, prompts = self.addresses[name], PromptStore(self.store)
         revision = prompts.publish(address, folder)
-        remark(f"published {address} {revision[:12]} in {self.store}")
+        remark(f"published {address} {revision[:SHORT]} in {self.store}")
         if self.promote:
             prompts.promote(address, revision)
-            remark(f"{address}: live is {revision[:12]}")
+            remark(f"{address}: live is {revision[:SHORT]}")
 
 
 class Asked(NamedTuple):
@@ -101,7 +102,7 @@ def _addresses(asked: str, names: Sequence[str]) -> dict[str, Address]:
     from prefixbank.model_store.errors import TrainingError
 
     if len(names) == 1:
-        return {names[0]: Address.parse(asked)}
+        return {names[0]: address_of(asked)}
     if "/" in asked:
         wanted = ", ".join(f"{asked.partition('/')[0]}/{name}" for name in names)
         raise TrainingError(f"--publish: found {asked}, wanted a tenant alone, for {wanted}")
@@ -178,8 +179,3 @@ def _summarise(report: dict[str, Any], head: str) -> None:
     check = report.get("serving_check")
     if check is not None:
         remark(f"{head}served: {metric} {check['served']:.4f}, logits {check['logit_distance']:.1e} apart")
-
-
-def remark(text: str) -> None:
-    """Say something to a person."""
-    typer.echo(text, err=True)

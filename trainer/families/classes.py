@@ -1,9 +1,4 @@
-"""What families with a confusion matrix or with spans have in common: label numbers, confidence, calibration.
-
-It refuses to know tokens and losses.
-
-Shape letters: R rows, C classes.
-"""
+"""Labels: their order, their numbers, and how a message names them. It refuses to know tokens and losses."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ and to serve.
 
 from prefixbank.trainer.report.files import is_finished, write, write_sweep
 from prefixbank.trainer.report.page import render
-from prefixbank.trainer.report.record import FILE, SCHEMA_VERSION, SplitSummary, compose, now, software, summarise
+from prefixbank.trainer.report.record import FILE, SCHEMA_VERSION, SplitSummary, compose, summarise
 from prefixbank.trainer.report.sweep_page import render_sweep
 
 __all__ = [
@@ -16,10 +16,8 @@ __all__ = [
     "SplitSummary",
     "compose",
     "is_finished",
-    "now",
     "render",
     "render_sweep",
-    "software",
     "summarise",
     "write",
     "write_sweep",

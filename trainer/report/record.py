@@ -5,14 +5,13 @@ It refuses to know how to train, to evaluate and to serve, where the report goes
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from prefixbank.trainer.metrics import LEVEL, NUM_SAMPLES
+from prefixbank.trainer.provenance import now, software
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 FILE = "report.json"
 SCHEMA_VERSION = 1
-_PACKAGES = ("prefixbank", "torch", "transformers", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +41,6 @@ def summarise(family: Family, items: Sequence[Item], labels: Sequence[str]) -> S
     """Count a split."""
     tokens, truncated = sum(item.num_tokens for item in items), sum(item.truncated for item in items)
     return SplitSummary(len(items), tokens, truncated, family.counts(items, labels))
-
-
-def software() -> dict[str, str]:
-    """Package name to version."""
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def now() -> str:
-    """ISO 8601, UTC."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def compose(

@@ -88,7 +88,7 @@ def _seconds(path: Path) -> float:
     record = _read(path)
     if not record.is_running or not checkpoint.is_in(path.parent):
         return record.seconds
-    state = checkpoint.load(path.parent).state
+    state = checkpoint.state_in(path.parent)
     return float(state["train_seconds"] + state["epoch_seconds"])
 
 

@@ -16,6 +16,7 @@ from prefixbank.model_store.errors import InvalidRecipe, TrainingError, Training
 from prefixbank.trainer import report
 from prefixbank.trainer.loop import Loop
 from prefixbank.trainer.pack import Pack
+from prefixbank.trainer.provenance import now
 from prefixbank.trainer.recipe.write import moved, write
 from prefixbank.trainer.sweep.finals import conclude_search, forget, seeds_of
 from prefixbank.trainer.sweep.record import seconds_in
@@ -104,7 +105,7 @@ def record_of(search: Search, result: Result | None) -> dict[str, Any]:
     return {
         "recipe": search.base.model_dump(mode="json"),
         "metric": search.metric,
-        "created": report.now(),
+        "created": now(),
         "environment": {} if result is None else result.trained.report["environment"],
         "trials": [asdict(record) for record in search.records],
         "best": None if result is None else result.to_json(),

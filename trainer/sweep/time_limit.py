@@ -59,7 +59,7 @@ def seconds_of(text: str) -> float:
 class Pace:
     """Wall time per second of training: validation and all else that surrounds steps is in it.
 
-    It starts with the first step; what an earlier process did is not counted.
+    It starts when it is made; what an earlier process did is not counted.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
