@@ -84,4 +84,4 @@ class States:
 
     def _keep(self, key: tuple[int, int], row: Features, states: Tensor) -> None:
         if key not in self._kept and self.room.take(states.numel() * states.element_size()):
-            self._kept[key] = (row, states.cpu().clone())
+            self._kept[key] = (row, states.to("cpu", copy=True))

@@ -44,8 +44,9 @@ class DataFile:
     def digest(self) -> str:
         """SHA-256 of its bytes, and of the words'."""
         found = hashlib.sha256()
-        for path in (self.path, self.words):
-            found.update(b"" if path is None else path.read_bytes())
+        for path in filter(None, (self.path, self.words)):
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: found)
         return found.hexdigest()
 
 
