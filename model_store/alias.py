@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from prefixbank.model_store.complaint import first_complaint
 from prefixbank.model_store.errors import NothingToRollBack, StoreCorrupt
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ class AliasRecord(_Record):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            complaint = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
-            raise StoreCorrupt(f"{where} is not an alias record: {complaint}") from error
+            raise StoreCorrupt(f"{where} is not an alias record: {first_complaint(error)}") from error
 
     def to_bytes(self) -> bytes:
         """The record as JSON."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefixbank.model_store import strict_json
+from prefixbank.model_store.complaint import first_complaint
 from prefixbank.model_store.errors import ManifestInvalid, ManifestUnreadable, UnsupportedSchema
 from prefixbank.model_store.manifest_checks import check_agreement
 from prefixbank.model_store.task_prompt import (
@@ -154,7 +155,7 @@ def parse_manifest(raw: bytes) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        raise ManifestInvalid(f"the manifest breaks its schema: {_first_complaint(error)}") from error
+        raise ManifestInvalid(f"the manifest breaks its schema: {first_complaint(error)}") from error
     _check(manifest)
     return manifest
 
@@ -168,7 +169,7 @@ def build_manifest(fields: dict[str, Any]) -> Manifest:
     try:
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
-        raise ManifestInvalid(f"the prompt breaks the manifest's schema: {_first_complaint(error)}") from error
+        raise ManifestInvalid(f"the prompt breaks the manifest's schema: {first_complaint(error)}") from error
     _check(manifest)
     return manifest
 
@@ -186,14 +187,6 @@ def _check_schema_version(fields: dict[str, Any]) -> None:
         raise ManifestInvalid("the manifest has no integer schema_version")
     if found != SCHEMA_VERSION:
         raise UnsupportedSchema(f"the manifest is of schema version {found}; this code reads {SCHEMA_VERSION}")
-
-
-def _first_complaint(error: ValidationError) -> str:
-    """Where and what, without the offending input, which may be megabytes."""
-    complaint = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(step)[:80] for step in complaint["loc"]) or "(top)"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {complaint['msg'][:200]}{more}"
 
 
 def _check_backbone(ref: BackboneRef) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from prefixbank.model_store.complaint import all_complaints
 from prefixbank.model_store.errors import InvalidConfig, Overloaded, Unauthorized
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ class Access:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InvalidConfig(f"keys file {file}: {error}") from None
         except ValidationError as error:
-            places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-            raise InvalidConfig(f"keys file {file}: {places}") from None
+            raise InvalidConfig(f"keys file {file}: {all_complaints(error)}") from None
 
     def identify(self, authorization: bytes | None) -> Caller:
         """The caller that the header names.

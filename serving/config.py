@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from prefixbank.model_store.complaint import all_complaints
 from prefixbank.model_store.errors import InvalidConfig
 from prefixbank.serving.limits import MIB, Limits
 
@@ -111,8 +112,7 @@ def validated(settings: Mapping[str, object]) -> ServeConfig:
     try:
         return ServeConfig.model_validate(settings)
     except ValidationError as error:
-        found = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InvalidConfig(f"server settings: {'; '.join(found)}") from None
+        raise InvalidConfig(f"server settings: {all_complaints(error)}") from None
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

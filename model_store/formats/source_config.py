@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prefixbank.model_store.complaint import first_complaint
 from prefixbank.model_store.errors import SourceInvalid
 
 READ_STRICTLY = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
@@ -28,6 +29,4 @@ def parse_config(kind: type[Config], fields: dict[str, Any], where: object) -> C
     try:
         return kind.model_validate_json(json.dumps(fields))  # in which a list is a tuple and a string an enum
     except ValidationError as error:
-        complaint = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        key = ".".join(str(step)[:80] for step in complaint["loc"])
-        raise SourceInvalid(f"{where}: {key}: {complaint['msg'][:200]}") from error
+        raise SourceInvalid(f"{where}: {first_complaint(error)}") from error

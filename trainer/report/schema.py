@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from prefixbank.model_store.complaint import first_complaint
 from prefixbank.model_store.errors import InvalidReport
 
 Count = Annotated[int, Field(ge=0)]
@@ -224,8 +225,4 @@ def parse(kind: type[RecordT], record: Any, where: str) -> RecordT:
     try:
         return kind.model_validate(record)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(map(str, fault["loc"])) or "the whole"
-        more = error.error_count() - 1
-        others = f" (and {more} more)" if more else ""
-        raise InvalidReport(f"{where}: {field}: {fault['msg']}{others}") from error
+        raise InvalidReport(f"{where}: {first_complaint(error)}") from error
