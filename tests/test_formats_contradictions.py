@@ -212,7 +212,7 @@ def test_labels_of_a_family_that_has_none_are_refused(bert: Backbone, tmp_path: 
 @pytest.mark.parametrize(("family", "least"), [(TEXT, 3), (SPANS, 5)])
 def test_a_prompt_that_answers_nothing_is_refused(bert: Backbone, tmp_path: Path, family: Any, least: int) -> None:
     source = published(bert, family).save(tmp_path / "source")
-    with pytest.raises(BackboneMismatch, match=f"--max-tokens is {least - 1}; the shortest input .* has {least}"):
+    with pytest.raises(BackboneMismatch, match=f"of up to {least - 1} tokens are wanted; the shortest .* has {least}"):
         import_prompt(source, bert, Choices(max_tokens=least - 1))
     assert import_prompt(source, bert, Choices(max_tokens=least)).prompt.preprocessing.max_tokens == least < POSITIONS
 

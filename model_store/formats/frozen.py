@@ -49,7 +49,7 @@ def check_same_config(said: Mapping[str, JsonValue], backbone: Backbone) -> None
         BackboneMismatch: a field differs.
     """
     config, architecture = backbone.model.config, ARCHITECTURES[backbone.ref.architecture]
-    if not (positions := said.get("position_embedding_type", "absolute")) == "absolute":
+    if (positions := said.get("position_embedding_type") or "absolute") != "absolute":
         raise BackboneMismatch(f"position_embedding_type is {positions!r} in the source's config; wanted 'absolute'")
     for name in architecture.config_fields:
         found, served = said.get(name), getattr(config, name, None)

@@ -42,7 +42,7 @@ def preprocessing_for(
     least = _fewest(family, backbone, choices)
     wanted = choices.max_tokens or (told.max_tokens if told else least)
     if wanted < least:
-        raise BackboneMismatch(f"--max-tokens is {wanted}; the shortest input of {family} has {least}")
+        raise BackboneMismatch(f"rows of up to {wanted} tokens are wanted; the shortest input of {family} has {least}")
     if longest < wanted:
         raise BackboneMismatch(
             f"{position_offset} of {backbone.max_positions} positions go to the prefix; "
