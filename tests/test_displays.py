@@ -14,10 +14,10 @@ from prefixbank.trainer import sweep_display, tensorboard
 from prefixbank.trainer.progress import Displays, LogDisplay
 from prefixbank.trainer.sweep_display import (
     LogSweepDisplay,
-    Standings,
+    SweepProgress,
     TableSweepDisplay,
+    progress_table,
     settings_line,
-    standings_table,
 )
 from prefixbank.trainer.tensorboard import TensorBoardDisplay
 from prefixbank.trainer.trial import Epoch
@@ -40,39 +40,39 @@ def told(display: sweep_display.SweepDisplay) -> None:
         display.end(1, "pruned", None)
 
 
-def drawn(standings: Standings) -> str:
+def drawn(progress: SweepProgress) -> str:
     file = io.StringIO()
-    Console(file=file, width=110).print(standings_table(standings))
+    Console(file=file, width=110).print(progress_table(progress))
     return file.getvalue()
 
 
 def test_a_running_trial_has_a_line_with_its_figures() -> None:
-    standings = Standings()
-    standings.num_trials = 8
-    standings.trial(0, {"prompt.length": 20, "optimiser.prompt_rate": 0.0123456}, "running")
-    standings.trial(1, {"prompt.length": 40, "optimiser.prompt_rate": 0.5}, "waiting")
-    standings.epoch(0, EPOCH, "span_f1", 0.72)
-    lines = [line.split() for line in drawn(standings).splitlines()]
+    progress = SweepProgress()
+    progress.num_trials = 8
+    progress.trial(0, {"prompt.length": 20, "optimiser.prompt_rate": 0.0123456}, "running")
+    progress.trial(1, {"prompt.length": 40, "optimiser.prompt_rate": 0.5}, "waiting")
+    progress.epoch(0, EPOCH, "span_f1", 0.72)
+    lines = [line.split() for line in drawn(progress).splitlines()]
     assert ["0", "3", "0.4321", "0.7100", "0.7200", "running", "length=20", "prompt_rate=0.01235"] in lines
     assert ["1", "-", "-", "-", "-", "waiting", "length=40", "prompt_rate=0.5"] in lines
-    assert "0 of 8 trials ended" in drawn(standings)
+    assert "0 of 8 trials ended" in drawn(progress)
 
 
 def test_the_leader_is_the_best_complete_trial() -> None:
-    standings = Standings()
+    progress = SweepProgress()
     for number, (state, score) in enumerate([("complete", 0.5), ("pruned", 0.9), ("complete", 0.6), ("failed", None)]):
-        standings.trial(number, {"prompt.length": number}, "running")
-        standings.end(number, state, score)
-    assert standings.headline() == "4 trials ended, best score 0.6000 by trial 2 (length=2)"
+        progress.trial(number, {"prompt.length": number}, "running")
+        progress.end(number, state, score)
+    assert progress.headline() == "4 trials ended, best score 0.6000 by trial 2 (length=2)"
 
 
 def test_of_losses_the_lowest_leads() -> None:
-    standings = Standings()
+    progress = SweepProgress()
     for number, score in enumerate([0.5, 0.4, 0.6]):
-        standings.trial(number, {}, "running")
-        standings.epoch(number, EPOCH, "loss", score)
-        standings.end(number, "complete", score)
-    assert standings.leader == (1, 0.4, "")
+        progress.trial(number, {}, "running")
+        progress.epoch(number, EPOCH, "loss", score)
+        progress.end(number, "complete", score)
+    assert progress.leader == (1, 0.4, "")
 
 
 def test_the_log_has_a_line_for_the_beginning_and_the_end_of_a_trial(caplog: pytest.LogCaptureFixture) -> None:

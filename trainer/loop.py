@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prefixbank.trainer.pack import Pack
-    from prefixbank.trainer.trial import Share, Trial
+    from prefixbank.trainer.trial import StepShare, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Loop:
         for trial, share, value in zip(self.running, shares, values, strict=True):
             self._move(trial, share, value, seconds * share.num_tokens / tokens)
 
-    def _move(self, trial: Trial, share: Share, loss: float, seconds: float) -> None:
+    def _move(self, trial: Trial, share: StepShare, loss: float, seconds: float) -> None:
         if math.isfinite(loss):
             trial.move(share, loss, seconds)
         else:

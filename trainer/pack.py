@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from prefixbank.model_store.tasks.features import Features
     from prefixbank.trainer.batches import Packed
     from prefixbank.trainer.families import Item
-    from prefixbank.trainer.trial import Part, Share, Trial
+    from prefixbank.trainer.trial import Part, StepShare, Trial
 
 
 class _Rows(NamedTuple):
@@ -70,7 +70,7 @@ class Pack:
         """Host memory of kept states."""
         return self.room.used
 
-    def losses(self, trials: Sequence[Trial], shares: Sequence[Share]) -> list[Tensor]:
+    def losses(self, trials: Sequence[Trial], shares: Sequence[StepShare]) -> list[Tensor]:
         """Each trial's loss over its own items, dropouts active."""
         rows = [
             _Rows(trial, share.part, [row for item in share.items for row in item.rows], share.stream)

@@ -53,7 +53,7 @@ class _Running:
     best: float | None = None
 
 
-class Standings:
+class SweepProgress:
     """Where a sweep is, for either display: what runs, what has ended, who leads."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class LogSweepDisplay:
     """A line in the log when a trial begins and when it ends."""
 
     def __init__(self) -> None:
-        self._standings = Standings()
+        self._progress = SweepProgress()
 
     def __enter__(self) -> Self:
         return self
@@ -113,19 +113,19 @@ class LogSweepDisplay:
         pass
 
     def start(self, num_trials: int | None) -> None:
-        self._standings.num_trials = num_trials
+        self._progress.num_trials = num_trials
         logger.info("sweep of %s", "as many trials as time allows" if num_trials is None else f"{num_trials} trials")
 
     def trial(self, number: int, settings: Mapping[str, Any], state: str) -> None:
-        line = self._standings.trial(number, settings, state)
+        line = self._progress.trial(number, settings, state)
         logger.info("trial %3d  %-8s  %s", number, state, line.settings)
 
     def epoch(self, number: int, epoch: Epoch, metric: str, best: float) -> None:
-        self._standings.epoch(number, epoch, metric, best)
+        self._progress.epoch(number, epoch, metric, best)
 
     def end(self, number: int, state: str, score: float | None) -> None:
-        logger.info("%s", self._standings.end(number, state, score))
-        logger.info("%s", self._standings.headline())
+        logger.info("%s", self._progress.end(number, state, score))
+        logger.info("%s", self._progress.headline())
 
 
 class TableSweepDisplay:
@@ -135,7 +135,7 @@ class TableSweepDisplay:
         from rich.console import Console
         from rich.live import Live
 
-        self._standings = Standings()
+        self._progress = SweepProgress()
         self._live = Live(console=Console(stderr=True), get_renderable=self._table, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -146,19 +146,19 @@ class TableSweepDisplay:
         self._live.stop()
 
     def start(self, num_trials: int | None) -> None:
-        self._standings.num_trials = num_trials
+        self._progress.num_trials = num_trials
 
     def trial(self, number: int, settings: Mapping[str, Any], state: str) -> None:
-        self._standings.trial(number, settings, state)
+        self._progress.trial(number, settings, state)
 
     def epoch(self, number: int, epoch: Epoch, metric: str, best: float) -> None:
-        self._standings.epoch(number, epoch, metric, best)
+        self._progress.epoch(number, epoch, metric, best)
 
     def end(self, number: int, state: str, score: float | None) -> None:
-        self._live.console.print(self._standings.end(number, state, score), highlight=False, markup=False)
+        self._live.console.print(self._progress.end(number, state, score), highlight=False, markup=False)
 
     def _table(self) -> Table:
-        return standings_table(self._standings)
+        return progress_table(self._progress)
 
 
 def sweep_display_for_terminal() -> SweepDisplay:
@@ -166,19 +166,19 @@ def sweep_display_for_terminal() -> SweepDisplay:
     return TableSweepDisplay() if sys.stderr.isatty() else LogSweepDisplay()
 
 
-def standings_table(standings: Standings) -> Table:
+def progress_table(progress: SweepProgress) -> Table:
     """The running trials, one a line."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=Text(standings.headline()), title_justify="left")
-    for name in ("trial", "epoch", "loss", spoken(standings.metric), "best"):
+    table = Table(box=box.SIMPLE_HEAD, title=Text(progress.headline()), title_justify="left")
+    for name in ("trial", "epoch", "loss", spoken(progress.metric), "best"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("settings", overflow="fold")
-    for number, line in sorted(standings.running.items()):
-        table.add_row(str(number), *_figures(line, standings.metric), line.state, Text(line.settings))
+    for number, line in sorted(progress.running.items()):
+        table.add_row(str(number), *_figures(line, progress.metric), line.state, Text(line.settings))
     return table
 
 

@@ -114,7 +114,7 @@ class Part:
     """Evaluated after every epoch."""
 
 
-class Share(NamedTuple):
+class StepShare(NamedTuple):
     """What a trial brings to a step."""
 
     part: Part
@@ -196,15 +196,15 @@ class Trial:
     def is_at_end_of_epoch(self) -> bool:
         return self.state.batch == self.steps_per_epoch
 
-    def share(self) -> Share:
+    def share(self) -> StepShare:
         """The next step's items and random numbers; the same until `move` is called."""
         number, place = divmod(self.state.step, self.steps_per_pass)
         if number != self._pass:
             self._order, self._pass = _pass_batches(self.parts, self.recipe, number), number
         part, items = self._order[place]
-        return Share(part, items, stream_of(self.recipe.seed, self.state.step, self.device))
+        return StepShare(part, items, stream_of(self.recipe.seed, self.state.step, self.device))
 
-    def move(self, share: Share, loss: float, seconds: float) -> None:
+    def move(self, share: StepShare, loss: float, seconds: float) -> None:
         """Clip the gradients, take a step and account for it."""
         nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.optimiser.clip_norm)
         factor = self.rate()

@@ -21,16 +21,16 @@ from prefixbank.trainer.families.encoding import RowEncoder, to_learn_from
 from prefixbank.trainer.families.family import Item, Scores, mean_loss
 from prefixbank.trainer.families.mistakes import worst
 from prefixbank.trainer.families.tagging import (
-    Judged,
+    JudgedTags,
     Tagged,
     as_json,
     confidence_of,
-    labelled_loss,
     tag_counts,
     tag_numbers,
     tagged,
     tagging_mistakes,
     tags_of,
+    word_loss,
 )
 from prefixbank.trainer.metrics.bootstrap import grouped, span_interval
 from prefixbank.trainer.metrics.roles import role_scores, scores_by_role, total_scores
@@ -93,7 +93,7 @@ class Roles:
         return items
 
     def loss(self, logits_KC: Tensor, items: Sequence[Item]) -> Tensor:
-        return labelled_loss(logits_KC, items)
+        return word_loss(logits_KC, items)
 
     def tuned(self, logits: Logits, items: Sequence[Item]) -> Self:
         return self
@@ -138,10 +138,10 @@ def _interval(scores_R: Sequence[SpanScores], sentences: Sequence[int]) -> list[
     return span_interval([SpanScores(*map(int, counts)) for counts in grouped(scores_R, sentences)])
 
 
-def _judged(example: PropositionExample, found: Tagged) -> Judged:
+def _judged(example: PropositionExample, found: Tagged) -> JudgedTags:
     gold, answers = (
         tuple(argument for argument in arguments_of(tags) if argument.role != VERB)
         for tags in (example.tags, found.tags)
     )
     verb = Argument(VERB, ((example.predicate, example.predicate + 1),))
-    return Judged(example.words, found.scores, gold, answers, example.where, example.sentence, (verb,))
+    return JudgedTags(example.words, found.scores, gold, answers, example.where, example.sentence, (verb,))

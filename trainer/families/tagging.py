@@ -69,7 +69,7 @@ def tag_numbers(
     return [[classes.get(tag, NO_TARGET) for tag in one.tags] for one in examples]
 
 
-def labelled_loss(logits_KC: Tensor, items: Sequence[Item]) -> Tensor:
+def word_loss(logits_KC: Tensor, items: Sequence[Item]) -> Tensor:
     """Mean cross entropy over the tokens that have a label; 0 where none has."""
     targets_K = torch.from_numpy(np.concatenate([item.targets for item in items])).to(logits_KC.device)
     summed = cross_entropy(logits_KC, targets_K, ignore_index=NO_TARGET, reduction="sum")
@@ -85,7 +85,7 @@ class Tagged(NamedTuple):
     """Probability of each word's tag; 0 for a word that was cut off."""
 
 
-class Judged(NamedTuple):
+class JudgedTags(NamedTuple):
     """One example's answers beside the true ones."""
 
     words: tuple[str, ...]
@@ -110,7 +110,7 @@ def span_answers(tags: Sequence[str]) -> tuple[Argument, ...]:
     return tuple(Argument(span.kind, ((span.start, span.end),)) for span in spans_of(tags))
 
 
-def confidence_of(judged: Iterable[Judged]) -> Confidence:
+def confidence_of(judged: Iterable[JudgedTags]) -> Confidence:
     """Of every answer found: the mean probability of its words' tags, and whether it is true."""
     rows = [
         (_confidence(answer, one), answer in one.gold, one.group)  #
@@ -121,7 +121,7 @@ def confidence_of(judged: Iterable[Judged]) -> Confidence:
     return Confidence(confidence_R, correct_R, groups_R)
 
 
-def tagging_mistakes(judged: Iterable[Judged]) -> Iterator[Mistake]:
+def tagging_mistakes(judged: Iterable[JudgedTags]) -> Iterator[Mistake]:
     """The more answers of an example are wrong or missed, the worse; then the surer."""
     for one in judged:
         wrong, missed = set(one.found) - set(one.gold), set(one.gold) - set(one.found)
@@ -159,7 +159,7 @@ def as_json(by_kind: Mapping[str, SpanScores]) -> dict[str, dict[str, float]]:
     }
 
 
-def _confidence(answer: Argument, judged: Judged) -> float:
+def _confidence(answer: Argument, judged: JudgedTags) -> float:
     return fmean(judged.scores[word] for start, end in answer.parts for word in range(start, end))
 
 
@@ -171,7 +171,7 @@ def _written(answers: Iterable[Argument], words: Sequence[str]) -> str:
     return "; ".join(texts) or "nothing"
 
 
-def _marks(judged: Judged) -> Iterator[Mark]:
+def _marks(judged: JudgedTags) -> Iterator[Mark]:
     ends = list(accumulate((len(word) + 1 for word in judged.words), initial=0))
     for answer in dict.fromkeys((*judged.gold, *judged.found, *judged.shown)):
         is_true, is_found = answer in judged.gold, answer in judged.found

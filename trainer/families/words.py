@@ -21,11 +21,10 @@ from prefixbank.trainer.families.encoding import RowEncoder, to_learn_from
 from prefixbank.trainer.families.family import Item, Scores, mean_loss
 from prefixbank.trainer.families.mistakes import worst
 from prefixbank.trainer.families.tagging import (
-    Judged,
+    JudgedTags,
     Tagged,
     as_json,
     confidence_of,
-    labelled_loss,
     scores_by_kind,
     span_answers,
     tag_counts,
@@ -33,6 +32,7 @@ from prefixbank.trainer.families.tagging import (
     tagged,
     tagging_mistakes,
     tags_of,
+    word_loss,
 )
 from prefixbank.trainer.readers.examples import WordsExample
 
@@ -87,7 +87,7 @@ class WordLabels:
         return items
 
     def loss(self, logits_KC: Tensor, items: Sequence[Item]) -> Tensor:
-        return labelled_loss(logits_KC, items)
+        return word_loss(logits_KC, items)
 
     def tuned(self, logits: Logits, items: Sequence[Item]) -> Self:
         return self
@@ -122,6 +122,6 @@ def _gold(items: Sequence[Item]) -> list[tuple[str, ...]]:
     return [_words(item.example).tags for item in items]
 
 
-def _judged(example: WordsExample, found: Tagged) -> Judged:
+def _judged(example: WordsExample, found: Tagged) -> JudgedTags:
     gold, answers = span_answers(example.tags), span_answers(found.tags)
-    return Judged(example.words, found.scores, gold, answers, example.where, example.where)
+    return JudgedTags(example.words, found.scores, gold, answers, example.where, example.where)

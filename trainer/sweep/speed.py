@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from prefixbank.trainer.dropout import stream_of
-from prefixbank.trainer.trial import Share
+from prefixbank.trainer.trial import StepShare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,8 +106,8 @@ def _step(pack: Pack, trial: Trial, together: int, number: int) -> int:
     return sum(share.num_tokens for share in shares)
 
 
-def _share(trial: Trial, number: int) -> Share:
+def _share(trial: Trial, number: int) -> StepShare:
     part, rows = trial.parts[0], trial.recipe.optimiser.batch_rows
     places = np.random.default_rng(number).choice(len(part.train), min(rows, len(part.train)), replace=False)
     items = sorted((part.train[place] for place in places), key=lambda item: item.num_tokens)
-    return Share(part, items, stream_of(number, 0, trial.device))
+    return StepShare(part, items, stream_of(number, 0, trial.device))
