@@ -30,7 +30,7 @@ from prefixbank.trainer.deep_prompt import DeepPrompt
 from prefixbank.trainer.heads import LinearHead
 from prefixbank.trainer.pack import Pack
 from prefixbank.trainer.progress import LogDisplay
-from prefixbank.trainer.trial import Share
+from prefixbank.trainer.trial import StepShare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,8 +106,8 @@ class Ours:
     def move(self, rows: Sequence[Item], loss: Tensor) -> None:
         self.trial.move(self._share(rows), float(loss), 0.0)
 
-    def _share(self, rows: Sequence[Item]) -> Share:
-        return Share(self.trial.parts[0], list(rows), torch.Generator())
+    def _share(self, rows: Sequence[Item]) -> StepShare:
+        return StepShare(self.trial.parts[0], list(rows), torch.Generator())
 
 
 class Padded(nn.Module):
