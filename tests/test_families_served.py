@@ -174,11 +174,12 @@ def test_a_promotion_between_two_windows_changes_nothing(backbone: Backbone, tmp
     with Predictor(backbone, store, Limits(token_budget=50, follow_interval_s=0.01)) as predictor:
         futures = []
         for step in range(4):
-            futures += [predictor.submit(HOME, inputs) for _ in range(2)]
+            current = [predictor.submit(HOME, inputs) for _ in range(3)]
+            assert current[0].result(30).revision == revisions[step % 2], "resolved before the next promotion"
             store.promote(HOME, revisions[(step + 1) % 2])
+            futures += current
         answers = [future.result(30) for future in futures]
         predictor.service.check_integrity()
-    assert {answer.revision for answer in answers} == set(revisions)
     assert all(same(answer.value, wanted[answer.revision]) for answer in answers)
 
 
