@@ -25,6 +25,7 @@ import typer
 from benchmarks.environment import commit, device_name
 from benchmarks.methods_settings import FAMILY_OF_TASKS, METHODS, QUICK, TASKS, settings_of
 from prefixbank.cli_training import served_logits
+from prefixbank.model_store.backbones.cpu_instructions import allow_every_instruction
 from prefixbank.trainer.build import build_trial
 from prefixbank.trainer.loop import Loop
 from prefixbank.trainer.pack import Pack
@@ -222,6 +223,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="a few rows, one epoch: only whether it runs")] = False,
 ) -> None:
     """Run what is not kept yet, seeds packed together, and print the table: mean ± deviation (trained share, seeds)."""
+    allow_every_instruction()  # as `prefixbank train` does
     torch.set_num_threads(threads)
     wanted = () if show else itertools.product(tasks or TASKS, methods.split(","))
     every_seed = range(FIRST_SEED, FIRST_SEED + seeds)

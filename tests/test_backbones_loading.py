@@ -67,6 +67,16 @@ def test_loading_keeps_the_instructions_that_the_environment_names(bert: Path, m
     assert os.environ[cpu_instructions.VARIABLE] == "AVX2"
 
 
+@pytest.mark.parametrize("said", [None, "all", "DEFAULT", "avx512_core_amx", "AVX10_1_512_AMX_FP16"])
+def test_amx_is_allowed_where_nothing_older_is_named(said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cpu_instructions.VARIABLE, raising=False)
+    if said is not None:
+        monkeypatch.setenv(cpu_instructions.VARIABLE, said)
+    assert cpu_instructions.amx_is_allowed()
+    monkeypatch.setenv(cpu_instructions.VARIABLE, cpu_instructions.MOST)
+    assert not cpu_instructions.amx_is_allowed()
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_loaded_backbone_is_frozen_and_describes_itself(tmp_path: Path, architecture: str) -> None:
     backbone = load_backbone(str(tiny_backbone_folder(tmp_path, architecture)))

@@ -11,6 +11,7 @@ import torch
 
 from prefixbank.cli_training import served_logits
 from prefixbank.model_store import artifact
+from prefixbank.model_store.backbones import cpu_instructions
 from prefixbank.model_store.backbones.devices import device_named
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import (
@@ -20,7 +21,7 @@ from prefixbank.model_store.errors import (
     TrainingError,
     TrainingInterrupted,
 )
-from prefixbank.trainer.build import build
+from prefixbank.trainer.build import build, precision_of
 from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
 from tests.conftest import DEVICE
@@ -144,3 +145,22 @@ def test_a_label_that_only_carved_rows_have_is_a_label(root: Path, tmp_path: Pat
         data = {"train": "rare.jsonl", "validation": None, "test": None, "carve": 0.2, "carve_test": 0.2}
         recipe = recipe_of(seed=seed, data=data)
         assert prepare(recipe, root, backbone).parts[""].labels == ("a", "b", "rare")
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "has_amx", "instructions", "wanted"),
+    [
+        (False, False, "ALL", torch.float32),
+        (True, False, cpu_instructions.MOST, torch.bfloat16),
+        (True, True, cpu_instructions.MOST, torch.float32),
+        (True, True, "ALL", torch.bfloat16),
+    ],
+)
+def test_the_arithmetic_is_chosen_by_what_the_cpu_may_use(
+    has_bfloat16: bool, has_amx: bool, instructions: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setenv(cpu_instructions.VARIABLE, instructions)
+    assert precision_of(recipe_of(dtype="auto"), torch.device("cpu")) == wanted
+    assert precision_of(recipe_of(dtype="bfloat16"), torch.device("cpu")) == torch.bfloat16

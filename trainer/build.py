@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from prefixbank.model_store import artifact
+from prefixbank.model_store.backbones.cpu_instructions import amx_is_allowed
 from prefixbank.model_store.errors import TrainingError
 from prefixbank.model_store.task_prompt import Pooler
 from prefixbank.trainer.deep_prompt import DeepPrompt, Mlp
@@ -112,11 +113,15 @@ def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
     """The arithmetic of a run, with `auto` resolved: bfloat16 where the device multiplies it fast."""
     if recipe.dtype != "auto":
         return torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
+    return torch.bfloat16 if _is_fast_in_bfloat16(device) else torch.float32
+
+
+def _is_fast_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
+        return False
+    return amx_is_allowed() or not torch.cpu._is_amx_tile_supported()  # without AMX such a CPU is faster in fp32
 
 
 def _part(name: str, recipe: Recipe, backbone: Backbone, prepared: Prepared, stored: TaskPrompt | None) -> Part:

@@ -13,6 +13,7 @@ import typer
 
 from prefixbank import cli_training as training
 from prefixbank.cli_common import DEFAULT_STORE, remark
+from prefixbank.model_store.backbones.cpu_instructions import allow_every_instruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,6 +72,7 @@ def sweep(
     from prefixbank.trainer.sweep import sweep as run_sweep
 
     training.need_serving()
+    allow_every_instruction()
     training.need_sweeps()
     limit = None if budget is None else TimeLimit(seconds_of(budget), began)
     said = {"trials": trials, "together": together, "seeds": seeds, "sampler": sampler, "pruner": pruner}

@@ -13,6 +13,7 @@ import typer
 
 from prefixbank import cli_training as training
 from prefixbank.cli_common import DEFAULT_STORE, FamilyName
+from prefixbank.model_store.backbones.cpu_instructions import allow_every_instruction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,7 @@ def train(
     from prefixbank.cli_data import Without, train_within
 
     training.need_serving()
+    allow_every_instruction()
     overrides = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
     without = Without(data, family, validation, test, backbone, budget)
     asked = training.Asked(publish, store, promote)
