@@ -1,14 +1,21 @@
 """Fixtures that every test file may use."""
 
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from prefixbank.model_store.backbones.cpu_instructions import bound_instructions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prefixbank.model_store.backbones.backbone import Backbone
 
 bound_instructions()  # before the first product, whichever test makes it
 if not torch.cuda.is_available():
@@ -17,6 +24,15 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where tests that follow the device put their tensors; `benchmarks.gpu_check` names them."""
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A tiny BERT with random weights, where tests follow the device; a file that wants another has its own."""
+    from prefixbank.model_store.backbones.load import load_backbone  # not before the variables above are set
+    from tests.tiny import tiny_backbone_folder
+
+    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(scope="session")

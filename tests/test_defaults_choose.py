@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import TrainingError
 from prefixbank.trainer import defaults
 from prefixbank.trainer.defaults.choose import FIRST, PLAN_FILE
 from prefixbank.trainer.sweep import TimeLimit
 from prefixbank.trainer.sweep.search import IDENTITY_FILE
 from prefixbank.trainer.sweep.speed import measure
-from tests.conftest import DEVICE
-from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,11 +25,6 @@ if TYPE_CHECKING:
     from prefixbank.trainer.pack import Pack
     from prefixbank.trainer.sweep.speed import Speed
     from prefixbank.trainer.trial import Trial
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(autouse=True)

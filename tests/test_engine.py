@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from prefixbank.model_store.backbones.backbone import Backbone
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("tiny"), "bert")), device=DEVICE)
-
-
 class Bench:
     """An engine with what it is made of."""
 

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import TrainingError, TrainingInterrupted
 from prefixbank.trainer.sweep import Job, TimeLimit, sweep
 from prefixbank.trainer.sweep.record import seconds_in
-from tests.conftest import DEVICE
 from tests.sweep_cases import Quiet, recipe_of, swept, write_texts
-from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,11 +18,6 @@ if TYPE_CHECKING:
     from prefixbank.model_store.backbones.backbone import Backbone
 
 SMALL: dict[str, Any] = {"space": {"prompt.length": [2, 4]}, "trials": 2, "seeds": 1}
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(scope="module")

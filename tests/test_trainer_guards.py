@@ -24,8 +24,6 @@ from prefixbank.model_store.errors import (
 from prefixbank.trainer.build import build, precision_of
 from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
-from tests.conftest import DEVICE
-from tests.tiny import tiny_backbone_folder
 from tests.training_cases import Interrupter, recipe_of, run, write_rows
 
 if TYPE_CHECKING:
@@ -35,11 +33,6 @@ if TYPE_CHECKING:
     from prefixbank.trainer.recipe import Recipe
 
 FILES = dict.fromkeys(("train", "validation", "test"), "texts.jsonl")
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(scope="module")

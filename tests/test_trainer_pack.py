@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.trainer.build import build_trial
 from prefixbank.trainer.loop import Loop
 from prefixbank.trainer.pack import Pack
@@ -17,8 +16,6 @@ from prefixbank.trainer.prepare import prepare
 from prefixbank.trainer.progress import LogDisplay
 from prefixbank.trainer.recipe import Recipe, parse
 from prefixbank.trainer.states import Room
-from tests.conftest import DEVICE
-from tests.tiny import tiny_backbone_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,11 +41,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shifted": {"prompt": {"position_offset": "length"}, "optimiser": {"backbone_dropout": True}},
     "fast": {"optimiser": {"prompt_rate": 0.05, "schedule": "exponential", "batch_rows": 5}, "seed": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(scope="module")

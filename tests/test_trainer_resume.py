@@ -12,11 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import TrainingError, TrainingInterrupted
 from prefixbank.trainer.outcome import conclude
-from tests.conftest import DEVICE
-from tests.tiny import tiny_backbone_folder
 from tests.training_cases import Interrupter, prompt_of, recipe_of, run, same_bits, write_rows
 
 if TYPE_CHECKING:
@@ -24,11 +21,6 @@ if TYPE_CHECKING:
 
     from prefixbank.model_store.backbones.backbone import Backbone
     from prefixbank.trainer.outcome import Outcome
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder(tmp_path_factory.mktemp("backbones"), "bert")), device=DEVICE)
 
 
 @pytest.fixture(scope="module")
