@@ -117,11 +117,10 @@ def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 
 def _is_fast_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
-        return False
-    return amx_is_allowed() or not torch.cpu._is_amx_tile_supported()  # without AMX such a CPU is faster in fp32
+    if device.type == "cpu":
+        has_it = torch.cpu._is_avx512_bf16_supported()
+        return has_it and (amx_is_allowed() or not torch.cpu._is_amx_tile_supported())  # fp32 is faster without AMX
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _part(name: str, recipe: Recipe, backbone: Backbone, prepared: Prepared, stored: TaskPrompt | None) -> Part:
