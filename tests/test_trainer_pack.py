@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WORDS = ["film", "quiet", "joy", "dull", "plot", "table", "seven", "lights", "kitchen", "weather", "music", "sky"]
 EQUAL = 1e-5
-"""Largest difference of a parameter after a run in fp32."""
+"""Largest difference of a parameter after a run in fp32, at the default rate; at a lower one as much less."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -90,8 +90,9 @@ def test_packed_trials_equal_trials_alone(root: Path, backbone: Backbone) -> Non
     for name, recipe, together in zip(VARIANTS, recipes, packed, strict=True):
         [alone] = finished([recipe], root, backbone, most=1)
         assert alone.state.step >= 50, name
+        equal = EQUAL * min(1.0, recipe.optimiser.prompt_rate / recipe_of().optimiser.prompt_rate)
         for key, tensor in alone.trained.items():
-            torch.testing.assert_close(together.trained[key], tensor, atol=EQUAL, rtol=0, msg=f"{name}: {key}")
+            torch.testing.assert_close(together.trained[key], tensor, atol=equal, rtol=0, msg=f"{name}: {key}")
         assert [e.validation for e in together.state.curve] == [
             pytest.approx(e.validation, abs=1e-4) for e in alone.state.curve
         ], name
