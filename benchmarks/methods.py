@@ -25,7 +25,7 @@ import typer
 from benchmarks.environment import commit, device_name
 from benchmarks.methods_settings import FAMILY_OF_TASKS, METHODS, QUICK, TASKS, settings_of
 from prefixbank.cli_training import served_logits
-from prefixbank.model_store.backbones.cpu_instructions import allow_every_instruction
+from prefixbank.model_store.backbones.cpu_products import allow_every_instruction
 from prefixbank.trainer.build import build_trial
 from prefixbank.trainer.loop import Loop
 from prefixbank.trainer.pack import Pack

@@ -5,7 +5,7 @@ With weights `e / s`: `do' = do / s`, `dv = e^T do'`, `ds = e * (do' v^T - delta
 The rows of a slot are summed in the order of the buckets: the same batch gives the same bits.
 It refuses to know the forward's memory; weights are computed anew.
 
-Shape letters: see `cpu_runs`; N pool tokens, C those of the J keys whose gradient is needed.
+Shape letters: see `cpu_runs`; N pool tokens, C keys of one sum: P or L.
 """
 
 from __future__ import annotations
@@ -114,30 +114,37 @@ class Sums(NamedTuple):
     def is_needed(self) -> bool:
         return self.needs_own or self.pool_HND is not None
 
-    def columns(self, run: Run) -> tuple[int, int]:
-        """The first needed column of keys, and how many are."""
-        first = run.prefix if self.pool_HND is None else 0
-        return first, (run.keys if self.needs_own else run.prefix) - first
-
     def add(self, block: Block, weights_EIJ: Tensor, x_EID: Tensor) -> None:
         """Add weights^T x. The first queries of a row find no number there."""
-        first, count = self.columns(block.run)
-        if count:
-            sums_ECD = block.keys_of(contiguous(self.memory, block.run.entries, count, block.run.dim))
-            weights_ECI = weights_EIJ.narrow(2, first, count).mT
-            torch.baddbmm(sums_ECD, weights_ECI, x_EID, beta=1 if block.query else 0, out=sums_ECD)
+        weights_EJI = weights_EIJ.mT
+        for first, sums_ECD in zip((0, block.run.prefix), self._sums(block.run), strict=True):
+            if sums_ECD is not None:
+                sums_ECD = block.keys_of(sums_ECD)
+                weights_ECI = weights_EJI.narrow(1, first, sums_ECD.shape[1])
+                torch.baddbmm(sums_ECD, weights_ECI, x_EID, beta=1 if block.query else 0, out=sums_ECD)
 
     def finish(self, run: Run, own_HXD: Tensor | None) -> None:
         """Hand the sums on: each row's own, and of the prefix those of all rows together."""
-        first, count = self.columns(run)
-        sums_HGCD = contiguous(self.memory, run.entries, count, run.dim).view(run.heads, run.num_rows, count, run.dim)
-        if own_HXD is not None:
-            own_HGLD = own_HXD.view(run.heads, run.num_rows, run.length, run.dim)
-            own_HGLD.copy_(sums_HGCD.narrow(2, run.prefix - first, run.length))
-        if self.pool_HND is not None and run.prefix:
+        sums_EPD, sums_ELD = self._sums(run)
+        if own_HXD is not None and sums_ELD is not None:
+            own_HXD.copy_(sums_ELD.view(own_HXD.shape))
+        if self.pool_HND is not None and sums_EPD is not None:
             start = self.slots[run.loans[0].slot].start
-            sums_HPD = sums_HGCD.narrow(2, 0, run.prefix).sum(1, dtype=self.pool_HND.dtype)
-            self.pool_HND.narrow(1, start, run.prefix).add_(sums_HPD)
+            sums_HGPD = sums_EPD.view(run.heads, run.num_rows, run.prefix, run.dim)
+            self.pool_HND.narrow(1, start, run.prefix).add_(sums_HGPD.sum(1, dtype=self.pool_HND.dtype))
+
+    def _sums(self, run: Run) -> tuple[Tensor | None, Tensor | None]:
+        """Where those of the prefix and those of the rows' own keys lie; None where they are not needed.
+
+        Two products and not one: what the prefix gets must not depend on whether its company needs the others.
+        """
+        sums_EPD = sums_ELD = None
+        if self.pool_HND is not None and run.prefix:
+            sums_EPD = contiguous(self.memory, run.entries, run.prefix, run.dim)
+        if self.needs_own:
+            beyond = self.memory[run.entries * run.prefix * run.dim :]
+            sums_ELD = contiguous(beyond, run.entries, run.length, run.dim)
+        return sums_EPD, sums_ELD
 
 
 class Own(NamedTuple):

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from prefixbank.model_store.backbones.cpu_instructions import bound_instructions
+from prefixbank.model_store.backbones.cpu_products import keep_bits_of_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prefixbank.model_store.backbones.backbone import Backbone
 
-bound_instructions()  # before the first product, whichever test makes it
+keep_bits_of_rows()  # before the first product, whichever test makes it
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by triton when it is imported; children inherit it
 

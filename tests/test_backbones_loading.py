@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
-from prefixbank.model_store.backbones import cpu_instructions, sources
+from prefixbank.model_store.backbones import cpu_products, sources
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.backbones.packing import PackRow
 from prefixbank.model_store.errors import BackboneError, UnsupportedBackbone
@@ -56,25 +56,49 @@ def hidden(backbone: Backbone) -> Tensor:
 
 
 def test_loading_leaves_aside_the_instructions_that_mix_rows(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cpu_instructions.VARIABLE, raising=False)  # which conftest set, for tests that load nothing
+    monkeypatch.delenv(cpu_products.ISA_VARIABLE, raising=False)  # which conftest set, for tests that load nothing
     load_backbone(str(bert))
-    assert os.environ[cpu_instructions.VARIABLE] == cpu_instructions.MOST
+    assert os.environ[cpu_products.ISA_VARIABLE] == cpu_products.MOST
 
 
-def test_loading_keeps_the_instructions_that_the_environment_names(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cpu_instructions.VARIABLE, "AVX2")
+@pytest.mark.parametrize(
+    ("vendor", "wanted"), [("GenuineIntel", cpu_products.STRICT), ("AuthenticAMD", None), ("", None)]
+)
+def test_loading_keeps_sums_whole_on_intel_cpus(
+    vendor: str, wanted: str | None, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_products, "vendor", lambda: vendor)
+    monkeypatch.setenv(cpu_products.SUMS_VARIABLE, "")  # so that what is set below goes with the test
+    monkeypatch.delenv(cpu_products.SUMS_VARIABLE)
     load_backbone(str(bert))
-    assert os.environ[cpu_instructions.VARIABLE] == "AVX2"
+    assert os.environ.get(cpu_products.SUMS_VARIABLE) == wanted
+
+
+def test_the_vendor_is_read_from_what_the_system_says(tmp_path: Path) -> None:
+    facts = tmp_path / "cpuinfo"
+    assert cpu_products.vendor(facts) == ""
+    facts.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n\nprocessor\t: 1\n")
+    assert cpu_products.vendor(facts) == cpu_products.INTEL
+    facts.write_text("processor\t: 0\nBogoMIPS\t: 243.75\nCPU implementer\t: 0x41\n")
+    assert cpu_products.vendor(facts) == ""
+
+
+def test_loading_keeps_what_the_environment_says_of_products(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {cpu_products.ISA_VARIABLE: "AVX2", cpu_products.SUMS_VARIABLE: "AVX2"}
+    for variable, value in said.items():
+        monkeypatch.setenv(variable, value)
+    load_backbone(str(bert))
+    assert {variable: os.environ[variable] for variable in said} == said
 
 
 @pytest.mark.parametrize("said", [None, "all", "DEFAULT", "avx512_core_amx", "AVX10_1_512_AMX_FP16"])
 def test_amx_is_allowed_where_nothing_older_is_named(said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cpu_instructions.VARIABLE, raising=False)
+    monkeypatch.delenv(cpu_products.ISA_VARIABLE, raising=False)
     if said is not None:
-        monkeypatch.setenv(cpu_instructions.VARIABLE, said)
-    assert cpu_instructions.amx_is_allowed()
-    monkeypatch.setenv(cpu_instructions.VARIABLE, cpu_instructions.MOST)
-    assert not cpu_instructions.amx_is_allowed()
+        monkeypatch.setenv(cpu_products.ISA_VARIABLE, said)
+    assert cpu_products.amx_is_allowed()
+    monkeypatch.setenv(cpu_products.ISA_VARIABLE, cpu_products.MOST)
+    assert not cpu_products.amx_is_allowed()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -16,8 +16,12 @@ from prefixbank.model_store.backbones.packing import PackRow
 from tests.conftest import DEVICE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prefixbank.model_store.backbones.backbone import Backbone
 
+THREADS = 2
+"""As a server has: a library may cut a sum between them."""
 SLOT_START, SLOT_LENGTH = (0, 0, 16, 32), (0, 5, 16, 64)
 
 
@@ -25,6 +29,14 @@ SLOT_START, SLOT_LENGTH = (0, 0, 16, 32), (0, 5, 16, 64)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     # On a GPU that is a promise of 16-bit numbers: docs/decisions/0017-rows-on-a-gpu.md.
     return load_backbone("minilm", dtype=request.param, device=DEVICE if request.param == torch.bfloat16 else "cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _several_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
 
 
 def prefixes_of(backbone: Backbone) -> list[LayerPrefix]:

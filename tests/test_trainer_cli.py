@@ -11,7 +11,7 @@ import pytest
 from prefixbank import cli
 from prefixbank.model_store import artifact
 from prefixbank.model_store.address import Address
-from prefixbank.model_store.backbones import cpu_instructions
+from prefixbank.model_store.backbones import cpu_products
 from prefixbank.model_store.store import PromptStore
 from tests.tiny import SENTENCES, tiny_backbone_folder
 
@@ -59,12 +59,12 @@ def test_a_run_writes_an_artifact_that_the_server_confirmed(run: Run, folder: Pa
 def test_a_run_may_use_every_instruction_unless_the_environment_says_otherwise(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(cpu_instructions.VARIABLE)  # which conftest set
+    monkeypatch.delenv(cpu_products.ISA_VARIABLE)  # which conftest set
     assert run()[0] == 0
-    assert os.environ[cpu_instructions.VARIABLE] == "ALL"
-    monkeypatch.setenv(cpu_instructions.VARIABLE, cpu_instructions.MOST)
+    assert os.environ[cpu_products.ISA_VARIABLE] == "ALL"
+    monkeypatch.setenv(cpu_products.ISA_VARIABLE, cpu_products.MOST)
     assert run("--out", "again")[0] == 0
-    assert os.environ[cpu_instructions.VARIABLE] == cpu_instructions.MOST
+    assert os.environ[cpu_products.ISA_VARIABLE] == cpu_products.MOST
 
 
 def test_a_run_publishes_and_promotes_only_when_asked(run: Run, folder: Path) -> None:

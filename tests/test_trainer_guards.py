@@ -11,7 +11,7 @@ import torch
 
 from prefixbank.cli_training import served_logits
 from prefixbank.model_store import artifact
-from prefixbank.model_store.backbones import cpu_instructions
+from prefixbank.model_store.backbones import cpu_products
 from prefixbank.model_store.backbones.devices import device_named
 from prefixbank.model_store.backbones.load import load_backbone
 from prefixbank.model_store.errors import (
@@ -144,8 +144,8 @@ def test_a_label_that_only_carved_rows_have_is_a_label(root: Path, tmp_path: Pat
     ("has_bfloat16", "has_amx", "instructions", "wanted"),
     [
         (False, False, "ALL", torch.float32),
-        (True, False, cpu_instructions.MOST, torch.bfloat16),
-        (True, True, cpu_instructions.MOST, torch.float32),
+        (True, False, cpu_products.MOST, torch.bfloat16),
+        (True, True, cpu_products.MOST, torch.float32),
         (True, True, "ALL", torch.bfloat16),
     ],
 )
@@ -154,6 +154,6 @@ def test_the_arithmetic_is_chosen_by_what_the_cpu_may_use(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
-    monkeypatch.setenv(cpu_instructions.VARIABLE, instructions)
+    monkeypatch.setenv(cpu_products.ISA_VARIABLE, instructions)
     assert precision_of(recipe_of(dtype="auto"), torch.device("cpu")) == wanted
     assert precision_of(recipe_of(dtype="bfloat16"), torch.device("cpu")) == torch.bfloat16

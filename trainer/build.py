@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from prefixbank.model_store import artifact
-from prefixbank.model_store.backbones.cpu_instructions import amx_is_allowed
+from prefixbank.model_store.backbones.cpu_products import amx_is_allowed
 from prefixbank.model_store.errors import TrainingError
 from prefixbank.model_store.task_prompt import Pooler
 from prefixbank.trainer.deep_prompt import DeepPrompt, Mlp

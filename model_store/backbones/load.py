@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from prefixbank.model_store.backbones.architectures import Architecture, architecture_of
 from prefixbank.model_store.backbones.backbone import Backbone
-from prefixbank.model_store.backbones.cpu_instructions import bound_instructions
+from prefixbank.model_store.backbones.cpu_products import keep_bits_of_rows
 from prefixbank.model_store.backbones.devices import check_present
 from prefixbank.model_store.backbones.fingerprint import fingerprint
 from prefixbank.model_store.backbones.lm_head import load_lm_head
@@ -51,7 +51,7 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32, device: to
         raise BackboneError(f"a backbone is served in float32, bfloat16 or float16, not {dtype}")
     device = torch.device(device)
     check_present(device)
-    bound_instructions()
+    keep_bits_of_rows()
     bound_shape_caches()
     folder = locate(source)
     architecture = architecture_of(read_config(folder))

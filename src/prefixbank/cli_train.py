@@ -13,7 +13,7 @@ import typer
 
 from prefixbank import cli_training as training
 from prefixbank.cli_common import DEFAULT_STORE, FamilyName
-from prefixbank.model_store.backbones.cpu_instructions import allow_every_instruction
+from prefixbank.model_store.backbones.cpu_products import allow_every_instruction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
