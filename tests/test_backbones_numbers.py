@@ -6,6 +6,7 @@ Tolerances are absolute, on hidden states of order 1.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from prefixbank.model_store.backbones.backbone import Backbone
 
-FP32 = 1e-5
+FP32, FP64 = 1e-5, 1e-12
 LENGTHS = (3, 40, 1, 17, 16, 40)
 WITH_CACHE = ("bert", "roberta", "xlm-roberta", "electra")
 """Architectures whose own `past_key_values` can hold a prefix."""
@@ -69,6 +70,13 @@ def pair(request: pytest.FixtureRequest, folders: Path) -> Pair:
 def load_pair(folders: Path, architecture: str, implementation: str = "sdpa") -> Pair:
     folder = tiny_backbone_folder(folders, architecture)
     return Pair(load_backbone(str(folder)), load_plain(folder, implementation))
+
+
+def in_fp64(pair: Pair) -> Pair:
+    """The same two: what then differs is no rounding."""
+    pair.backbone.model.double()
+    pair.plain.double()
+    return Pair(replace(pair.backbone, dtype=torch.float64), pair.plain)
 
 
 def load_plain(folder: Path, implementation: str) -> PreTrainedModel:
@@ -121,7 +129,7 @@ def packed(backbone: Backbone, rows: Sequence[PackRow], prompts: Sequence[Mappin
 
 def assert_close(got: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float = FP32) -> None:
     for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one.float(), other.float(), atol=tolerance, rtol=0)
+        torch.testing.assert_close(one.double(), other.double(), atol=tolerance, rtol=0)
 
 
 def test_without_prompt_equals_plain_transformers(pair: Pair) -> None:
@@ -142,10 +150,11 @@ def test_with_prompt_equals_the_formula(folders: Path, architecture: str, offset
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("layers", [(1,), (0, 2)], ids=str)
 def test_a_subset_of_layers_may_be_prompted(folders: Path, architecture: str, layers: tuple[int, ...]) -> None:
-    pair = load_pair(folders, architecture, "test_concatenated")
+    pair = in_fp64(load_pair(folders, architecture, "test_concatenated"))
     prompt = random_prompt(layers, 5)
     rows = random_rows(pair.backbone, slot=1, position_offset=5)
-    assert_close(packed(pair.backbone, rows, [prompt]), [formula_row(pair, row, prompt) for row in rows])
+    wanted = [formula_row(pair, row, prompt) for row in rows]
+    assert_close(packed(pair.backbone, rows, [prompt]), wanted, tolerance=FP64)
 
 
 @pytest.mark.parametrize("architecture", WITH_CACHE)
